@@ -1,0 +1,1 @@
+"""Content to vectors: tokenising, batching, pooling, models. Knows neither Kafka nor Faust."""

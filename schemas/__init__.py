@@ -1,0 +1,1 @@
+"""The contract: records, codecs, validation, errors. Imports nothing else of Manyray."""

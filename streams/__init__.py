@@ -1,0 +1,1 @@
+"""Kafka in, Kafka out: settings, topics, ingest, dedup, encode, table, broker, metrics."""

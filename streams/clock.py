@@ -1,0 +1,19 @@
+"""Time and randomness: the only place that reads them, so that a reader knows where a run is not repeatable."""
+
+import secrets
+import time
+
+now_s = time.time  # noqa: TID251 - seconds since the epoch, for records and people
+monotonic_s = time.monotonic  # noqa: TID251 - seconds, for waits and ages
+perf_s = time.perf_counter  # noqa: TID251 - seconds, for costs
+sleep_s = time.sleep  # noqa: TID251
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, as Kafka counts them."""
+    return int(now_s() * 1000)
+
+
+def random_id() -> str:
+    """96 random bits as 24 hexadecimal characters: a name that nothing else has."""
+    return secrets.token_hex(12)
