@@ -1,1 +1,22 @@
-"""Content to vectors: tokenising, batching, pooling, models. Knows neither Kafka nor Faust."""
+"""Content to vectors: tokenising, batching, pooling, models. Knows neither Kafka nor Faust.
+
+Importing it costs numpy and no torch: torch and transformers are imported when a text encoder is loaded.
+"""
+
+from encoders.device import default_batch_tokens
+from encoders.encoder import EncodedBatch, Encoder, Tokens
+from encoders.engine import Engine
+from encoders.load import load_encoder, warm_up
+from encoders.version import VersionSpec, resolve_spec
+
+__all__ = [
+    "EncodedBatch",
+    "Encoder",
+    "Engine",
+    "Tokens",
+    "VersionSpec",
+    "default_batch_tokens",
+    "load_encoder",
+    "resolve_spec",
+    "warm_up",
+]

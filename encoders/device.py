@@ -1,0 +1,35 @@
+"""Where to compute: the setting `device`, and what a device makes of it."""
+
+from typing import TYPE_CHECKING
+
+from schemas.errors import Fatal
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS_CPU = 2_048
+BATCH_TOKENS_CUDA = 65_536
+
+
+def resolve_device(device: str) -> "torch.device":
+    """Turn auto, cpu, cuda or cuda:<n> into a device that is there. auto: the first GPU, else the CPU.
+
+    Fatal: the device is unknown or not there.
+    """
+    import torch  # noqa: PLC0415 - 2 s, which only a text encoder pays
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(f"cuda:{index}" for index in range(count))]
+    name = {"auto": there[min(1, count)], "cuda": "cuda:0"}.get(device, device)
+    if name not in there:
+        raise Fatal(f"device={device} is not here: set it to auto or one of {', '.join(there)}")
+    return torch.device(name)
+
+
+def default_batch_tokens(device: str) -> int:
+    """Tokens of one batch, padding included, where `batch_tokens` is not set.
+
+    A CPU is fastest while a layer's activations stay in its cache. A GPU wants enough work to hide the cost
+    of starting it. Fatal: as `resolve_device`.
+    """
+    return BATCH_TOKENS_CPU if resolve_device(device).type == "cpu" else BATCH_TOKENS_CUDA

@@ -1,0 +1,57 @@
+"""The seam between the pipeline and a model: what an encoder takes and gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from encoders.version import VersionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Many texts' tokens, unpadded, one text after another: text i owns the next `lengths[i]` entries of `ids`.
+
+    lengths: int32, (n,). ids: integers, (sum of lengths,). A value between threads: nobody writes to it.
+    """
+
+    lengths: npt.NDArray[np.int32]
+    ids: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """The vectors of many texts, in the order of the texts, and what they cost.
+
+    vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
+    included. The times, in seconds, are filled by `encoders.engine.Engine`; an encoder leaves them 0.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    tokens: int
+    padded_tokens: int
+    tokenise_s: float = 0.0
+    encode_s: float = 0.0
+
+
+class Encoder(Protocol):
+    """One exact version of a model: a text's vector depends on that text and `spec`, not on its neighbours.
+
+    `tokenise` and `encode` may run at the same time, each on one thread of its own.
+    """
+
+    spec: VersionSpec
+    dims: int
+
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
+        """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""
+        ...
+
+    def encode(self, tokens: Tokens, batch_tokens: int) -> EncodedBatch:
+        """Compute the vectors, in batches of at most `batch_tokens` tokens, padding included.
+
+        Fatal: the device has not the memory for such a batch.
+        """
+        ...

@@ -1,0 +1,36 @@
+"""The identity of a model folder: a digest over the files that decide its vectors."""
+
+import hashlib
+from pathlib import Path
+
+from encoders.model_folder import read_model_folder
+
+# A file too many costs a recomputation; a file too few would serve another model's vectors. So: every file of
+# a kind that transformers may read (configuration, tokenizer, weights), whatever its name.
+SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".spm")
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over names and contents of the files an encoder reads, here and in the modules' folders.
+
+    Neither the folder's place nor its other files (README, other formats of the weights) matter.
+    Fatal: as `read_model_folder`.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(_files(folder), key=lambda path: path.relative_to(folder).as_posix()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        # Neither a name nor a digest holds a newline or a NUL, so no two folders write the same bytes.
+        whole.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return whole.hexdigest()
+
+
+def _files(folder: Path) -> set[Path]:
+    folders = {folder, *read_model_folder(folder).folders}
+    return {
+        path
+        for each in folders
+        if each.is_dir()
+        for path in each.iterdir()
+        if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    }

@@ -1,0 +1,47 @@
+"""From settings to an encoder that is ready: the one step that may use the network, and for a hub id only."""
+
+from pathlib import Path
+
+from encoders.encoder import Encoder
+from encoders.hashing import HashEncoder
+from encoders.source import FolderSource, HashSource, HubSource, parse_source
+from encoders.version import resolve_spec
+
+
+def load_encoder(
+    model: str = "minilm",
+    *,
+    revision: str = "",
+    dtype: str = "auto",
+    max_tokens: int | None = None,
+    device: str = "auto",
+) -> Encoder:
+    """Load the encoder that the settings name; its `spec` is what `resolve_spec` says for the same settings.
+
+    Fatal: as `resolve_spec` and `TextEncoder`, or a hub model or revision that is not there.
+    Retry: the hub cannot be reached.
+    """
+    spec = resolve_spec(model, revision=revision, dtype=dtype, max_tokens=max_tokens)
+    source = parse_source(model, revision)
+    if isinstance(source, HashSource):
+        return HashEncoder(spec, source.dims)
+    from encoders.text import TextEncoder  # noqa: PLC0415 - imports torch, which other roles do without
+
+    return TextEncoder(spec, _folder(source), device)
+
+
+def _folder(source: FolderSource | HubSource) -> Path:
+    if isinstance(source, FolderSource):
+        return source.folder
+    from encoders.hub import download  # noqa: PLC0415 - the network's library, for a hub id only
+
+    return download(source.repo, source.revision)
+
+
+def warm_up(encoder: Encoder, batch_tokens: int = 1_024) -> None:
+    """Encode short and long texts once, to pay for first-use costs before the first post does.
+
+    With the engine's own `batch_tokens`, a device too small for it shows here. Fatal: as `Encoder.encode`.
+    """
+    texts = ["", "a short text", *["word " * 125] * max(1, batch_tokens // 128)]
+    encoder.encode(encoder.tokenise(texts), batch_tokens)

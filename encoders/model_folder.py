@@ -1,0 +1,177 @@
+"""What a model folder says: where its weights lie, how to pool, what it may not ask for. JSON only, no torch.
+
+Follows sentence-transformers' folders (modules.json) and plain transformers folders (config.json alone).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from schemas.errors import Fatal
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "lasttoken")  # in the order they are concatenated
+
+# What a Transformer's configuration may hold that changes nothing for text, or that we honour.
+_TRANSFORMER_KEYS = {"max_seq_length", "do_lower_case", "modality_config", "unpad_inputs"}
+_TRANSFORMER_DEFAULTS = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+_TRANSFORMER_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder we can run: a transformer, a pooling, and whether vectors are scaled to length 1.
+
+    weights: the folder of config.json, tokenizer.json and the safetensors. folders: those of all modules.
+    poolings: some of `POOLINGS`; their vectors are concatenated.
+    max_tokens: None leaves it to model and tokenizer.
+    """
+
+    weights: Path
+    folders: tuple[Path, ...]
+    poolings: tuple[str, ...]
+    normalise: bool
+    max_tokens: int | None
+    lower_case: bool
+
+
+def read_model_folder(folder: Path) -> ModelFolder:
+    """Read a folder's configuration.
+
+    Fatal: no safetensors, no tokenizer.json, code of its own, an adapter, quantised weights, a module or an
+    option that we do not run: what would change vectors is refused, never ignored.
+    """
+    _check_whole(folder)
+    modules = _modules(folder)
+    weights = modules["Transformer"]
+    config = _check_weights(weights)
+    options = next((_json(weights / name) for name in _TRANSFORMER_CONFIGS if (weights / name).exists()), {})
+    for key, value in options.items():
+        if value and key not in _TRANSFORMER_KEYS and value != _TRANSFORMER_DEFAULTS.get(key):
+            raise Fatal(
+                f"model={folder}: its Transformer sets {key}, which is not supported: choose another model"
+            )
+    return ModelFolder(
+        weights=weights,
+        folders=tuple(modules.values()),
+        poolings=_poolings(folder, modules["Pooling"]) if "Pooling" in modules else (_default_pooling(config),),
+        normalise="Normalize" in modules,
+        max_tokens=options.get("max_seq_length"),
+        lower_case=bool(options.get("do_lower_case")),
+    )
+
+
+def _modules(folder: Path) -> dict[str, Path]:
+    """Each module's kind and folder; without modules.json, a transformer alone."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return {"Transformer": folder}
+    modules: dict[str, Path] = {}
+    for module in json.loads(path.read_text()):
+        package, _, kind = module["type"].rpartition(".")
+        where = PurePosixPath(module["path"])
+        known = package.split(".")[0] == "sentence_transformers" and kind in (
+            "Transformer",
+            "Pooling",
+            "Normalize",
+        )
+        if not known or kind in modules:
+            raise Fatal(
+                f"model={folder}: modules.json names {module['type']}, which is not run: "
+                "a model may be one Transformer, one Pooling and a Normalize"
+            )
+        if where.is_absolute() or ".." in where.parts:
+            raise Fatal(f"model={folder}: modules.json names the path {where}, outside the folder: correct it")
+        modules[kind] = folder / where
+    if list(modules) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise Fatal(
+            f"model={folder}: modules.json names {', '.join(modules) or 'nothing'}: "
+            "a model must be a Transformer, a Pooling and maybe a Normalize, in this order"
+        )
+    return modules
+
+
+def _poolings(folder: Path, pooling: Path) -> tuple[str, ...]:
+    """Read both forms of the configuration: `pooling_mode`, and the older flags `pooling_mode_<name>`."""
+    config = _json(pooling / "config.json")
+    modes = config.get("pooling_mode")
+    if modes is None:
+        on = [
+            key.removeprefix("pooling_mode_")
+            for key, value in config.items()
+            if key.startswith("pooling_mode_") and value
+        ]
+        names = {
+            "cls_token": "cls",
+            "max_tokens": "max",
+            "mean_tokens": "mean",
+            "weightedmean_tokens": "weightedmean",
+        }
+        modes = [names.get(name, name) for name in on] or ["mean"]
+        modes.sort(key=lambda mode: POOLINGS.index(mode) if mode in POOLINGS else len(POOLINGS))
+    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    for mode in modes:
+        if mode not in POOLINGS:
+            raise Fatal(
+                f"model={folder}: its pooling {mode} is not run: choose a model with {', '.join(POOLINGS)}"
+            )
+    return modes
+
+
+def _default_pooling(config: dict[str, Any]) -> str:
+    """A plain folder's pooling, as sentence-transformers chooses it."""
+    architecture = (config.get("architectures") or [""])[0]
+    return "lasttoken" if architecture.endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
+
+
+def _check_whole(folder: Path) -> None:
+    """Refuse what config_sentence_transformers.json sets and we would not do."""
+    config = _json(folder / "config_sentence_transformers.json", missing={})
+    if name := config.get("default_prompt_name"):
+        raise Fatal(
+            f"model={folder}: it sets default_prompt_name={name}, and prompts are not supported yet: unset it"
+        )
+    if dims := config.get("truncate_dim"):
+        raise Fatal(f"model={folder}: it sets truncate_dim={dims}, which is not supported: unset it")
+    if (kind := config.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+        raise Fatal(f"model={folder}: it is a {kind}, which gives no single vector: choose a SentenceTransformer")
+
+
+def _check_weights(weights: Path) -> dict[str, Any]:
+    """Return config.json, having refused every folder that needs code, a network or a pickle to load."""
+    if (weights / "adapter_config.json").exists():
+        raise Fatal(f"model={weights}: it is an adapter: merge it into its base model and save that")
+    config = _json(weights / "config.json")
+    tokenizer = _json(weights / "tokenizer_config.json", missing={})
+    if config.get("auto_map") or tokenizer.get("auto_map"):
+        raise Fatal(
+            f"model={weights}: it needs code of its own (auto_map), which is never run: choose another model"
+        )
+    if config.get("quantization_config"):
+        raise Fatal(f"model={weights}: its weights are quantised, which is not supported: choose the original")
+    if not any(weights.glob("*.safetensors")):
+        raise Fatal(
+            f"model={weights}: it has no .safetensors, and pickled weights (.bin), which may run code, are "
+            "never read: convert them, or choose a revision that has safetensors"
+        )
+    if not (weights / "tokenizer.json").exists():
+        raise Fatal(f"model={weights}: it has no tokenizer.json: save its AutoTokenizer into it")
+    return config
+
+
+def _json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if not path.exists():
+        if missing is not None:
+            return missing
+        raise Fatal(f"model={path.parent}: it has no {path.name}: set model to a whole model folder")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Fatal(f"model={path.parent}: {path.name} is not JSON ({error}): fetch the model again") from error
+    if not isinstance(value, dict):
+        raise Fatal(f"model={path.parent}: {path.name} is not a JSON object: fetch the model again")
+    return value  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,61 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Source(_message.Message):
+    __slots__ = ("topic", "partition", "epoch_ms", "sequence")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_MS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    partition: int
+    epoch_ms: int
+    sequence: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., epoch_ms: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    POST_SOURCES_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    POSTED_MS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    fingerprints: bytes
+    texts: _containers.RepeatedScalarFieldContainer[bytes]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    contents: _containers.RepeatedScalarFieldContainer[int]
+    post_sources: _containers.RepeatedScalarFieldContainer[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    posted_ms: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Vectors(_message.Message):
+    __slots__ = ("version", "dims", "fingerprints", "vectors")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    dims: int
+    fingerprints: bytes
+    vectors: bytes
+    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("lookups_offset", "sources")
+    LOOKUPS_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    lookups_offset: int
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, lookups_offset: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,123 @@
+"""Kafka clients: what every consumer and producer of Manyray is configured with, and how users' properties reach it."""
+
+import logging
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka.admin import AdminClient
+
+from schemas.errors import Fatal
+from streams.broker import read_running
+from streams.settings import Settings
+
+_log = logging.getLogger("manyray.kafka")
+
+_OURS = frozenset(
+    "bootstrap.servers group.id transactional.id enable.idempotence isolation.level enable.auto.commit "
+    "enable.auto.offset.store auto.offset.reset acks partitioner group.protocol".split()
+)
+"""Properties that exactly once, or a setting of ours, depends on."""
+
+
+def bootstrap_servers(settings: Settings) -> str:
+    """The brokers: those set, else the embedded broker that runs on the data directory.
+
+    Raises:
+        Fatal: none is set and none runs.
+    """
+    found = settings.bootstrap_servers or read_running(settings.data_dir)
+    if not found:
+        raise Fatal(
+            f"no broker runs on data directory {settings.data_dir}: "
+            "start one with `manyray up`, or name yours with --bootstrap-servers"
+        )
+    return found
+
+
+def no_broker(settings: Settings) -> Fatal:
+    """The error for brokers that do not answer."""
+    return Fatal(
+        f"no Kafka broker answers at {bootstrap_servers(settings)}: start it, or set bootstrap_servers to one that runs"
+    )
+
+
+def admin_client(settings: Settings) -> AdminClient:
+    """An admin client; it connects when first used."""
+    return AdminClient(_common(settings))
+
+
+def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
+    """A consumer of committed records only that never commits by itself.
+
+    It joins by Kafka's new group protocol (KIP-848), whose rebalances move only what has to move.
+    """
+    return Consumer(
+        {
+            "group.protocol": "consumer",
+            **_common(settings),
+            "group.id": group,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "fetch.message.max.bytes": 4_194_304,
+            "queued.max.messages.kbytes": 32_768,
+            "max.poll.interval.ms": 600_000,
+            **{name.replace("_", "."): value for name, value in properties.items()},
+        }
+    )
+
+
+def reader(settings: Settings, *, committed: bool = True) -> Consumer:
+    """A consumer outside any group, for reading partitions that the caller assigns."""
+    return Consumer(
+        {
+            **_common(settings),
+            "group.id": "manyray.reader",  # librdkafka wants one even if nothing is committed
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 50,
+        }
+    )
+
+
+def producer(settings: Settings, transactional_id: str | None = None) -> Producer:
+    """An idempotent producer, transactional if it is given an id.
+
+    Keys go to the partition that Java's clients choose (murmur2), so that both find a key in the same place.
+    """
+    properties: dict[str, Any] = {
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "batch.size": 1_000_000,
+        "queue.buffering.max.kbytes": 262_144,
+        "delivery.report.only.error": True,
+        **_common(settings),
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "message.max.bytes": 2_097_152,
+    }
+    if transactional_id is not None:
+        properties["transactional.id"] = transactional_id
+        properties["transaction.timeout.ms"] = settings.transaction_timeout_ms
+        properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
+    return Producer(properties)
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    for name in settings.kafka:
+        if name in _OURS:
+            raise Fatal(f"kafka property {name} is Manyray's own: remove it from [kafka]")
+    return {
+        "client.id": "manyray",
+        **settings.kafka,
+        "bootstrap.servers": bootstrap_servers(settings),
+        "error_cb": _on_error,
+        "logger": _log,
+    }
+
+
+def _on_error(error: KafkaError) -> None:
+    """librdkafka's own events: it goes on by itself, so they are for the log; the operations fail on their own."""
+    _log.debug("%s", error.str())

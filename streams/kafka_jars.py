@@ -1,0 +1,132 @@
+"""Apache Kafka's own jars, downloaded once from their Maven coordinates and checked against pinned digests.
+
+`kafka_jars.properties` pins every jar that Kafka needs by its SHA-256, so what runs here is byte for byte what was
+tested. To move to another version: change `KAFKA`, and write what `lock()` returns to that file.
+"""
+
+import fcntl
+import hashlib
+import importlib.resources
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from schemas.errors import Fatal
+
+KAFKA_VERSION = "4.3.1"
+KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
+# Kafka's pom names no logger that would write Log4j's files (its own distribution adds one): without it no log at all.
+LOGGER = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
+
+_DOWNLOADS = 8  # at a time
+_ATTEMPTS = 2  # a jar cut short on its way is fetched once more
+
+
+def resolve_jars(cache_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None) -> str:
+    """Return the class path of Apache Kafka, `os.pathsep` between its jars, after downloading what is missing.
+
+    The jars (45 MB) stay in `cache_dir` (default: `default_cache_dir()`), in a folder named by Kafka's version. Every
+    call reads every jar there and compares its SHA-256 with the one pinned in `kafka_jars.properties`; a jar that is
+    missing or differs is downloaded anew and compared again. Nothing is asked of the network when all are right.
+    Two processes may call this at once: one downloads, the other waits for it. `progress` gets one line per step.
+
+    Raises `Fatal` if a jar cannot be downloaded, or is not the one that was pinned.
+    """
+    folder = (cache_dir or default_cache_dir()) / f"kafka-{KAFKA_VERSION}"
+    digests = pinned()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        for _ in range(_ATTEMPTS):
+            wrong = damaged(folder, digests)
+            if not wrong:
+                break
+            progress(f"downloading Apache Kafka {KAFKA_VERSION}: {len(wrong)} jars to {folder}")
+            for coordinate in wrong:
+                (folder / jar_path(coordinate)).unlink(missing_ok=True)
+            _download(folder, wrong)
+        else:
+            if wrong := damaged(folder, digests):
+                raise Fatal(
+                    f"cannot use Apache Kafka {KAFKA_VERSION}: {wrong[0]} as downloaded is not the jar this release "
+                    f"was tested with: check the Maven mirror or proxy, or set bootstrap_servers to a cluster of yours"
+                )
+    return os.pathsep.join(str(folder / jar_path(coordinate)) for coordinate in digests)
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/manyray`, or `~/.cache/manyray`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyray"
+
+
+def pinned() -> dict[str, str]:
+    """The pinned jars: `group/artifact/version` to SHA-256 in hexadecimal."""
+    text = (importlib.resources.files("streams") / "kafka_jars.properties").read_text("ascii")
+    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines)
+
+
+def jar_path(coordinate: str) -> str:
+    """Where Maven's layout puts the jar of `group/artifact/version`.
+
+    >>> jar_path("org.slf4j/slf4j-api/1.7.36")
+    'org/slf4j/slf4j-api/1.7.36/slf4j-api-1.7.36.jar'
+    """
+    group, artifact, version = coordinate.split("/")
+    return f"{group.replace('.', '/')}/{artifact}/{version}/{artifact}-{version}.jar"
+
+
+def damaged(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """The coordinates of `digests` whose jar in `folder` is missing or is not the one pinned."""
+    return [
+        coordinate
+        for coordinate, digest in digests.items()
+        if not (jar := folder / jar_path(coordinate)).is_file() or sha256(jar) != digest
+    ]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock() -> str:
+    """The text of `kafka_jars.properties` for `KAFKA` and `LOGGER`, resolved and downloaded now: for maintainers."""
+    import tempfile  # noqa: PLC0415 - maintainers only
+
+    from jgo.maven import MavenContext  # noqa: PLC0415 - 0.2 s to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        context = MavenContext(repo_cache=Path(folder))
+        # The logger is not resolved along with Kafka: its pom would then rule Kafka's own versions.
+        roots, others = context.resolver.resolve([context.create_dependency(KAFKA)])
+        wanted = [*roots, *others, context.create_dependency(LOGGER)]
+        coordinates = sorted(f"{one.groupId}/{one.artifactId}/{one.version}" for one in wanted)
+        _download(Path(folder), coordinates)
+        return "".join(f"{one}={sha256(Path(folder) / jar_path(one))}\n" for one in coordinates)
+
+
+def _download(folder: Path, coordinates: Sequence[str]) -> None:
+    """Download to `folder`, in Maven's layout, from the repositories of jgo's own settings or Maven Central."""
+    from jgo.config import GlobalSettings  # noqa: PLC0415 - 0.2 s to import, and needed once
+    from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415
+    from jgo.maven import MavenContext  # noqa: PLC0415
+
+    context = MavenContext(
+        repo_cache=folder, remote_repos=GlobalSettings.load().repositories or {"central": MAVEN_CENTRAL_URL}
+    )
+
+    def fetch(coordinate: str) -> None:
+        context.create_dependency(coordinate.replace("/", ":")).artifact.resolve()
+
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        fetched = [pool.submit(fetch, coordinate) for coordinate in coordinates]
+    for future in fetched:
+        # jgo raises what requests, the file system and itself raise; all of it means: no jar.
+        if error := future.exception():
+            raise Fatal(
+                f"cannot download Apache Kafka {KAFKA_VERSION} ({type(error).__name__}: {error}): "
+                f"check the network, or set bootstrap_servers to a cluster of yours"
+            ) from error

@@ -1,0 +1,123 @@
+"""Every metric of every role, with units, and the endpoint that serves them.
+
+The names are a contract with dashboards: a metric is added or deprecated, never renamed.
+"""
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from schemas.errors import Fatal
+from streams.settings import Settings
+
+_log = logging.getLogger("manyray.metrics")
+
+DEFAULT_PORT = {"ingest": 9101, "dedup": 9102, "encode": 9103}
+RESTARTS_VARIABLE = "MANYRAY__RESTARTS"
+"""Set by `manyray up` for a role it starts again; two underscores, so it is no setting."""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_POSTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_BYTES = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
+_TOKENS = (64, 256, 1024, 4096, 16_384, 65_536)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """The metrics of one process; each role moves its own, the others stay at zero."""
+
+    registry: CollectorRegistry
+    # ingest
+    ingest_posts: Counter
+    ingest_rejected: Counter
+    chunk_posts: Histogram
+    chunk_bytes: Histogram
+    # dedup
+    dedup_posts: Counter
+    dedup_hits: Counter
+    dedup_misses: Counter
+    table_entries: Gauge
+    table_bytes: Gauge
+    table_refilled: Counter
+    # encode
+    encode_posts: Counter
+    encode_computed: Counter
+    encode_reused: Counter
+    encode_tokens: Counter
+    encode_padded_tokens: Counter
+    encode_batch_tokens: Histogram
+    encode_queue_seconds: Histogram
+    encode_seconds: Histogram
+    # all
+    transaction_seconds: Histogram
+    transaction_failures: Counter
+    consumer_lag: Gauge
+    restarts: Gauge
+
+    @classmethod
+    def create(cls) -> "Metrics":
+        """Fresh metrics in a registry of their own."""
+        registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"manyray_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"manyray_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"manyray_{name}", text, buckets=buckets, registry=registry)
+
+        metrics = cls(
+            registry=registry,
+            ingest_posts=counter("ingest_posts_total", "posts accepted"),
+            ingest_rejected=counter("ingest_rejected_total", "posts sent to the rejected topic", "reason"),
+            chunk_posts=histogram("ingest_chunk_posts", "posts in a chunk", _POSTS),
+            chunk_bytes=histogram("ingest_chunk_bytes", "bytes of a chunk", _BYTES),
+            dedup_posts=counter("dedup_posts_total", "posts looked up"),
+            dedup_hits=counter("dedup_hits_total", "posts whose vector the table held"),
+            dedup_misses=counter("dedup_misses_total", "posts sent to the encoder"),
+            table_entries=gauge("table_entries", "vectors in the tables of this process (RocksDB's estimate)"),
+            table_bytes=gauge("table_bytes", "bytes of the tables of this process on disk"),
+            table_refilled=counter("table_refilled_total", "vectors read back from the vectors topic at assignment"),
+            encode_posts=counter("encode_posts_total", "posts given an embedding by the encoder"),
+            encode_computed=counter("encode_computed_total", "distinct contents computed"),
+            encode_reused=counter("encode_reused_total", "posts served by a vector computed moments before"),
+            encode_tokens=counter("encode_tokens_total", "tokens of the contents computed"),
+            encode_padded_tokens=counter("encode_padded_tokens_total", "tokens computed, padding included"),
+            encode_batch_tokens=histogram("encode_window_tokens", "tokens in a window", _TOKENS),
+            encode_queue_seconds=histogram("encode_queue_seconds", "a window's age when its compute began", _SECONDS),
+            encode_seconds=histogram("encode_seconds", "compute of a window", _SECONDS),
+            transaction_seconds=histogram("transaction_seconds", "from begin to committed", _SECONDS),
+            transaction_failures=counter("transaction_failures_total", "transactions aborted or given up"),
+            consumer_lag=gauge("consumer_lag", "records not yet processed", "topic", "partition"),
+            restarts=gauge("restarts", "times that `manyray up` has started this role again"),
+        )
+        metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
+        return metrics
+
+
+def serve_metrics(metrics: Metrics, settings: Settings, role: str) -> int:
+    """Serve the endpoint on a thread of its own and return its port.
+
+    A port that is set is taken or refused; the default moves on to the next free one.
+
+    Raises:
+        Fatal: the port that was set is in use, or no default is free.
+    """
+    wanted = settings.metrics_port
+    first = wanted or DEFAULT_PORT[role]
+    for port in [first] if wanted else range(first, first + 200, 10):
+        try:
+            start_http_server(port, settings.metrics_host, registry=metrics.registry)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise Fatal(f"metrics_host = {settings.metrics_host} cannot be served: {error.strerror}") from None
+            continue
+        _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
+        return port
+    remedy = "set metrics_port to a free one" if wanted else "set metrics_port"
+    raise Fatal(f"port {first} for metrics is in use: {remedy}")

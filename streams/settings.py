@@ -1,0 +1,223 @@
+"""Settings: one frozen value from `manyray.toml`, the environment (`MANYRAY_...`) and flags, the last winning."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from schemas.errors import Fatal
+
+PREFIX = "MANYRAY_"
+KAFKA_PREFIX = PREFIX + "KAFKA__"
+DEFAULT_FILE = Path("manyray.toml")
+_NOT_SETTINGS = {PREFIX + "CONFIG"}  # names the file; `_RESTARTS` and the like are set by `manyray up` for its children
+_SECRET_WORDS = ("password", "secret", "jaas", "key.pem", "oauthbearer.config", "token")
+
+
+class Settings(BaseModel):
+    """Every setting of Manyray; a field's description is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bootstrap_servers: str = Field(
+        default="", description="Kafka brokers, HOST:PORT[,HOST:PORT]; empty means the embedded broker of data_dir"
+    )
+    data_dir: Path = Field(
+        default=Path("manyray-data"), description="folder of the embedded broker's log and of the tables"
+    )
+    ray: str = Field(default="textray", pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="name of the served ray")
+    model: str = Field(
+        default="minilm",
+        description="encoder: minilm, hash (for load tests), a local model folder, or a hub id ORG/NAME",
+    )
+    revision: str = Field(default="", description="commit hash of a hub model, 40 hexadecimal digits; hub ids need it")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="numeric type of the computation; auto is float32 on CPU and bfloat16 on a GPU"
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="longer posts are truncated to this many tokens; the model's own limit if unset",
+    )
+    salt: SecretStr = Field(
+        default=SecretStr(""),
+        description="tenant salt: part of every fingerprint, so that tenants share no vectors",
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+
+    posts_topics: tuple[str, ...] = Field(
+        default=("posts",), min_length=1, description="input topics; in the environment separated by commas"
+    )
+    partitions: int = Field(default=4, ge=1, le=256, description="partitions of every topic that Manyray creates")
+    replication: int = Field(default=1, ge=1, description="replicas of every topic that Manyray creates")
+
+    text_bytes_max: int = Field(default=65_536, ge=1, le=262_144, description="a post with a longer text is rejected")
+    chunk_posts_max: int = Field(default=500, ge=1, le=10_000, description="most posts in one internal record")
+    commit_interval_ms: int = Field(
+        default=50,
+        ge=1,
+        le=5_000,
+        description="how long one transaction gathers work: more is cheaper, less is sooner",
+    )
+    transaction_posts_max: int = Field(
+        default=5_000, ge=1, le=100_000, description="most posts that one transaction gathers; bounds memory"
+    )
+    transaction_timeout_ms: int = Field(
+        default=10_000,
+        ge=1_000,
+        le=900_000,
+        description="a dead process's transaction stalls readers at most this long; slower commits fail",
+    )
+    accept_gaps: bool = Field(
+        default=False,
+        description="dedup goes on where lookups are missing, losing those posts, instead of stopping",
+    )
+
+    table_ram_mib: int = Field(default=64, ge=0, description="vectors of all partitions kept in RAM before RocksDB")
+    table_disk_mib: int = Field(
+        default=8_192, ge=64, description="vectors of all partitions kept on disk; the oldest half goes when full"
+    )
+    restore_wait_s: float = Field(
+        default=60.0, ge=0, description="after assignment, look-ups wait this long for the table to refill"
+    )
+
+    batch_tokens: int | None = Field(
+        default=None, ge=64, description="padded tokens computed at once; by device if unset"
+    )
+    window_tokens: int = Field(
+        default=16_384,
+        ge=64,
+        description="tokens gathered, sorted by length and committed together by the encoder",
+    )
+    encode_wait_ms: int = Field(
+        default=20,
+        ge=0,
+        le=10_000,
+        description="a window that is not full is computed when its oldest post waited this",
+    )
+    recent_vectors_mib: int = Field(
+        default=256, ge=0, description="vectors the encoder remembers, so that posts in flight are computed once"
+    )
+
+    metrics_host: str = Field(default="127.0.0.1", description="address of the Prometheus endpoint")
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="port of the Prometheus endpoint; 0 takes 9101 ingest, 9102 dedup, 9103 "
+        "encode, or the next free one",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+    kafka: dict[str, str] = Field(
+        default_factory=dict, description="librdkafka properties passed through, such as sasl.username"
+    )
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _text_values(cls, value: object) -> object:
+        """TOML numbers and booleans are spelt as librdkafka reads them."""
+        if not isinstance(value, Mapping):
+            return value
+        items = cast(Mapping[str, Any], value).items()
+        return {key: str(item).lower() if isinstance(item, bool) else str(item) for key, item in items}
+
+    def redacted(self) -> dict[str, Any]:
+        """The settings for logs and people: secrets are masked."""
+        shown = self.model_dump(mode="json")
+        shown["kafka"] = {
+            key: "***" if any(word in key for word in _SECRET_WORDS) else value for key, value in self.kafka.items()
+        }
+        return shown
+
+
+def load_settings(config: Path | None = None, **flags: object) -> Settings:
+    """Settings from the file, the environment and `flags`; flags that are None are not given.
+
+    `config`, else `MANYRAY_CONFIG`, names the file; `manyray.toml` in the working folder is read if it is there.
+
+    Raises:
+        Fatal: a key that is unknown (the nearest known one is named), a bad value, or a file that cannot be read.
+    """
+    named = config or (Path(os.environ[PREFIX + "CONFIG"]) if os.environ.get(PREFIX + "CONFIG") else None)
+    path = named or DEFAULT_FILE
+    values = _from_file(path) if named or path.exists() else {}
+    for key, value in _from_environment(os.environ).items():
+        values[key] = {**values.get("kafka", {}), **value} if key == "kafka" else value
+    values.update({key: value for key, value in flags.items() if value is not None})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise Fatal(_explain(error)) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fatal(f"settings file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Fatal(f"settings file {path} is not TOML: {error}") from None
+    for key in values:
+        _check_known(key, f"in {path}")
+    if "kafka" in values:
+        if not isinstance(values["kafka"], dict):
+            raise Fatal(f"kafka in {path} must be a table: [kafka]")
+        values["kafka"] = _flatten(values["kafka"])
+    return values
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`sasl.username = "x"` is nested tables to TOML and one property to librdkafka."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(cast(dict[str, Any], value), f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in environment.items():
+        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name.startswith(PREFIX + "_"):
+            continue
+        if name.startswith(KAFKA_PREFIX):
+            # No librdkafka property has an underscore, and no environment variable a dot.
+            values.setdefault("kafka", {})[name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")] = value
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        _check_known(key, f"in the environment ({name})")
+        values[key] = _tuple_of(name, value) if key == "posts_topics" else value
+    return values
+
+
+def _tuple_of(name: str, value: str) -> tuple[str, ...]:
+    """`a,b` is two topics; no Kafka topic has a comma."""
+    topics = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not topics:
+        raise Fatal(f"{name} is empty: name at least one topic")
+    return topics
+
+
+def _check_known(key: str, where: str) -> None:
+    known = list(Settings.model_fields)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known ones are {', '.join(known)}"
+        raise Fatal(f"unknown setting {key} {where}: {hint}")
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first thing wrong, the value left out where it may be secret."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        _check_known(key, "in the flags")
+    secret = key == "salt" or key.startswith("kafka")
+    given = "" if secret else f" = {first['input']!r}"
+    return f"setting {key}{given}: {first['msg']}; it is the {Settings.model_fields[key.split('.')[0]].description}"

@@ -1,0 +1,192 @@
+"""The topics of a ray: their names, what each needs, creating and checking them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from schemas.errors import Fatal
+from streams.clients import admin_client, no_broker
+from streams.settings import Settings
+
+CREATE_TIMEOUT_S = 30.0
+RECORD_BYTES_MAX = 2_097_152  # an internal record stays under 1 MiB; a rejected post needs room for its headers
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPlan:
+    """What one topic has to be."""
+
+    name: str
+    partitions: int
+    replication: int
+    purpose: str
+    config: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The names of a ray's topics; `posts` and `rejected` are shared by all rays."""
+
+    ray: str
+    version: str
+    posts: tuple[str, ...]
+
+    @property
+    def lookups(self) -> str:
+        """Chunks of posts on their way to the table."""
+        return f"lookups.{self.ray}"
+
+    @property
+    def misses(self) -> str:
+        """Chunks of posts whose vector the table does not hold."""
+        return f"misses.{self.ray}"
+
+    @property
+    def vectors(self) -> str:
+        """Computed vectors: the table's changelog."""
+        return f"vectors.{self.ray}"
+
+    @property
+    def checkpoints(self) -> str:
+        """How far dedup got in each partition."""
+        return f"checkpoints.{self.ray}"
+
+    @property
+    def embeddings(self) -> str:
+        """The output."""
+        return f"embeddings.{self.ray}.{self.version}"
+
+    @property
+    def rejected(self) -> str:
+        """Bad posts, untouched, with the reason in headers."""
+        return "rejected"
+
+    @classmethod
+    def of(cls, settings: Settings, version: str) -> "Topics":
+        """The topics that these settings name."""
+        return cls(settings.ray, version, settings.posts_topics)
+
+
+def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
+    """Every topic that the pipeline needs, in the order of its flow."""
+    topics = Topics.of(settings, version)
+    size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    # Records that are read once by our own stages need to outlive an outage, not the week that is Kafka's default.
+    passing = {**size, "retention.ms": str(3 * _DAY_MS)}
+
+    def plan(name: str, purpose: str, config: dict[str, str] | None = None) -> TopicPlan:
+        return TopicPlan(name, settings.partitions, settings.replication, purpose, config or {})
+
+    return [
+        *(plan(name, "posts, as users write them") for name in topics.posts),
+        plan(topics.rejected, "bad posts with the reason", size),
+        plan(topics.lookups, "posts on their way to the table", passing),
+        plan(topics.misses, "posts to be encoded", passing),
+        plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
+        plan(
+            topics.checkpoints,
+            "how far dedup got",
+            # Small segments, compacted early: a new owner reads it before it can start.
+            {"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1"},
+        ),
+        plan(topics.embeddings, "embeddings, as users read them", size),
+    ]
+
+
+def create_topics(settings: Settings, version: str) -> list[str]:
+    """Create the topics that are missing and return their names; those that exist are left as they are.
+
+    Raises:
+        Fatal: no broker answers, or it refuses.
+    """
+    admin = admin_client(settings)
+    existing = _partitions_by_name(admin, settings)
+    missing = [plan for plan in plan_topics(settings, version) if plan.name not in existing]
+    if not missing:
+        return []
+    requests = [NewTopic(plan.name, plan.partitions, plan.replication, config=plan.config) for plan in missing]
+    for name, future in admin.create_topics(requests, operation_timeout=CREATE_TIMEOUT_S).items():
+        try:
+            future.result(CREATE_TIMEOUT_S)
+        except KafkaException as error:
+            cause: KafkaError = error.args[0]
+            if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was quicker
+                raise Fatal(f"topic {name} cannot be created: {cause.str()}; check replication and the ACLs") from None
+    return [plan.name for plan in missing]
+
+
+def find_problems(settings: Settings, version: str) -> list[str]:
+    """What is wrong with the topics, a line each with its remedy; empty when all is well.
+
+    Raises:
+        Fatal: no broker answers.
+    """
+    admin = admin_client(settings)
+    plans = plan_topics(settings, version)
+    existing = _partitions_by_name(admin, settings)
+    return compare(plans, existing, _cleanup_policy(admin, plans, existing), settings.posts_topics)
+
+
+def compare(
+    plans: Sequence[TopicPlan], partitions: dict[str, int], policy: dict[str, str], free: Sequence[str] = ()
+) -> list[str]:
+    """The differences between plans and what is there: `partitions` and cleanup `policy` by topic name.
+
+    Topics in `free` (the users' own) may have any number of partitions.
+    """
+    problems: list[str] = []
+    for plan in plans:
+        found = partitions.get(plan.name)
+        if found is None:
+            problems.append(f"topic {plan.name} is missing: run `manyray topics create`")
+        elif found != plan.partitions and plan.name not in free:
+            problems.append(
+                f"topic {plan.name} has {found} partitions and the setting partitions is {plan.partitions}: "
+                f"set partitions = {found}, or delete the topic and run `manyray topics create`"
+            )
+        wanted = plan.config.get("cleanup.policy", "delete")
+        if policy.get(plan.name, wanted) != wanted:
+            problems.append(
+                f"topic {plan.name} has cleanup.policy={policy[plan.name]}, it needs {wanted}: "
+                f"kafka-configs --alter --topic {plan.name} --add-config cleanup.policy={wanted}"
+            )
+    return problems
+
+
+def check_topics(settings: Settings, version: str) -> None:
+    """Refuse to start on topics that are missing or miscounted.
+
+    Raises:
+        Fatal: the first problem, and how many more there are.
+    """
+    problems = find_problems(settings, version)
+    if problems:
+        more = f" (and {len(problems) - 1} more: run `manyray topics check`)" if len(problems) > 1 else ""
+        raise Fatal(problems[0] + more)
+
+
+def _partitions_by_name(admin: AdminClient, settings: Settings) -> dict[str, int]:
+    try:
+        found = admin.list_topics(timeout=10).topics
+    except KafkaException:
+        raise no_broker(settings) from None
+    return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
+
+
+def _cleanup_policy(admin: AdminClient, plans: Sequence[TopicPlan], existing: dict[str, int]) -> dict[str, str]:
+    """The cleanup policy by topic; empty where the cluster does not let us read it, as the check is then not ours."""
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, plan.name) for plan in plans if plan.name in existing]
+    policy: dict[str, str] = {}
+    for resource, future in admin.describe_configs(resources).items() if resources else ():
+        try:
+            policy[resource.name] = future.result(CREATE_TIMEOUT_S)["cleanup.policy"].value
+        except KafkaException:
+            continue
+    return policy
