@@ -6,20 +6,27 @@ Follows sentence-transformers' folders (modules.json) and plain transformers fol
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from schemas.errors import Fatal
 
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "lasttoken")  # in the order they are concatenated
+_Root = TypeVar("_Root", dict[str, Any], list[Any])
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "lasttoken")
+# The older way to name them, in the order in which several are concatenated.
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 
 # What a Transformer's configuration may hold that changes nothing for text, or that we honour.
-_TRANSFORMER_KEYS = {"max_seq_length", "do_lower_case", "modality_config", "unpad_inputs"}
+_TRANSFORMER_KEYS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
 _TRANSFORMER_DEFAULTS = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
-_TRANSFORMER_CONFIGS = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_xlnet_config.json",
-)
+_KINDS = ("Transformer", "Pooling", "Normalize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
     modules = _modules(folder)
     weights = modules["Transformer"]
     config = _check_weights(weights)
-    options = next((_json(weights / name) for name in _TRANSFORMER_CONFIGS if (weights / name).exists()), {})
-    for key, value in options.items():
-        if value and key not in _TRANSFORMER_KEYS and value != _TRANSFORMER_DEFAULTS.get(key):
-            raise Fatal(
-                f"model={folder}: its Transformer sets {key}, which is not supported: choose another model"
-            )
+    options = _transformer_options(folder, weights)
     return ModelFolder(
         weights=weights,
         folders=tuple(modules.values()),
@@ -71,15 +73,10 @@ def _modules(folder: Path) -> dict[str, Path]:
     if not path.exists():
         return {"Transformer": folder}
     modules: dict[str, Path] = {}
-    for module in json.loads(path.read_text()):
+    for module in _json(path, list):
         package, _, kind = module["type"].rpartition(".")
         where = PurePosixPath(module["path"])
-        known = package.split(".")[0] == "sentence_transformers" and kind in (
-            "Transformer",
-            "Pooling",
-            "Normalize",
-        )
-        if not known or kind in modules:
+        if not package.startswith("sentence_transformers.") or kind not in _KINDS or kind in modules:
             raise Fatal(
                 f"model={folder}: modules.json names {module['type']}, which is not run: "
                 "a model may be one Transformer, one Pooling and a Normalize"
@@ -87,7 +84,7 @@ def _modules(folder: Path) -> dict[str, Path]:
         if where.is_absolute() or ".." in where.parts:
             raise Fatal(f"model={folder}: modules.json names the path {where}, outside the folder: correct it")
         modules[kind] = folder / where
-    if list(modules) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    if tuple(modules) not in (_KINDS[:2], _KINDS):
         raise Fatal(
             f"model={folder}: modules.json names {', '.join(modules) or 'nothing'}: "
             "a model must be a Transformer, a Pooling and maybe a Normalize, in this order"
@@ -95,30 +92,27 @@ def _modules(folder: Path) -> dict[str, Path]:
     return modules
 
 
+def _transformer_options(folder: Path, weights: Path) -> dict[str, Any]:
+    """The Transformer module's own configuration, named after the kind of model that was trained."""
+    found = sorted(weights.glob("sentence_*_config.json"))
+    options = _json(found[0], dict) if found else {}
+    output = options.pop("modality_config", {}).get("text", {}).get("method_output_name", "last_hidden_state")
+    if output != "last_hidden_state":
+        raise Fatal(f"model={folder}: its vectors come from {output}, which is not supported: choose another model")
+    for key, value in options.items():
+        if value and key not in _TRANSFORMER_KEYS and value != _TRANSFORMER_DEFAULTS.get(key):
+            raise Fatal(f"model={folder}: its Transformer sets {key}, which is not supported: choose another model")
+    return options
+
+
 def _poolings(folder: Path, pooling: Path) -> tuple[str, ...]:
     """Read both forms of the configuration: `pooling_mode`, and the older flags `pooling_mode_<name>`."""
-    config = _json(pooling / "config.json")
-    modes = config.get("pooling_mode")
-    if modes is None:
-        on = [
-            key.removeprefix("pooling_mode_")
-            for key, value in config.items()
-            if key.startswith("pooling_mode_") and value
-        ]
-        names = {
-            "cls_token": "cls",
-            "max_tokens": "max",
-            "mean_tokens": "mean",
-            "weightedmean_tokens": "weightedmean",
-        }
-        modes = [names.get(name, name) for name in on] or ["mean"]
-        modes.sort(key=lambda mode: POOLINGS.index(mode) if mode in POOLINGS else len(POOLINGS))
+    config = _json(pooling / "config.json", dict)
+    modes = config.get("pooling_mode") or [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or "mean"
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
     for mode in modes:
         if mode not in POOLINGS:
-            raise Fatal(
-                f"model={folder}: its pooling {mode} is not run: choose a model with {', '.join(POOLINGS)}"
-            )
+            raise Fatal(f"model={folder}: its pooling {mode} is not run: choose a model with {', '.join(POOLINGS)}")
     return modes
 
 
@@ -130,11 +124,9 @@ def _default_pooling(config: dict[str, Any]) -> str:
 
 def _check_whole(folder: Path) -> None:
     """Refuse what config_sentence_transformers.json sets and we would not do."""
-    config = _json(folder / "config_sentence_transformers.json", missing={})
+    config = _json(folder / "config_sentence_transformers.json", dict, optional=True)
     if name := config.get("default_prompt_name"):
-        raise Fatal(
-            f"model={folder}: it sets default_prompt_name={name}, and prompts are not supported yet: unset it"
-        )
+        raise Fatal(f"model={folder}: it sets default_prompt_name={name}, and prompts are not supported yet: unset it")
     if dims := config.get("truncate_dim"):
         raise Fatal(f"model={folder}: it sets truncate_dim={dims}, which is not supported: unset it")
     if (kind := config.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
@@ -145,12 +137,10 @@ def _check_weights(weights: Path) -> dict[str, Any]:
     """Return config.json, having refused every folder that needs code, a network or a pickle to load."""
     if (weights / "adapter_config.json").exists():
         raise Fatal(f"model={weights}: it is an adapter: merge it into its base model and save that")
-    config = _json(weights / "config.json")
-    tokenizer = _json(weights / "tokenizer_config.json", missing={})
+    config = _json(weights / "config.json", dict)
+    tokenizer = _json(weights / "tokenizer_config.json", dict, optional=True)
     if config.get("auto_map") or tokenizer.get("auto_map"):
-        raise Fatal(
-            f"model={weights}: it needs code of its own (auto_map), which is never run: choose another model"
-        )
+        raise Fatal(f"model={weights}: it needs code of its own (auto_map), which is never run: choose another model")
     if config.get("quantization_config"):
         raise Fatal(f"model={weights}: its weights are quantised, which is not supported: choose the original")
     if not any(weights.glob("*.safetensors")):
@@ -163,15 +153,16 @@ def _check_weights(weights: Path) -> dict[str, Any]:
     return config
 
 
-def _json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    if not path.exists():
-        if missing is not None:
-            return missing
-        raise Fatal(f"model={path.parent}: it has no {path.name}: set model to a whole model folder")
+def _json(path: Path, kind: type[_Root], *, optional: bool = False) -> _Root:
+    """Read a JSON file whose root is a `kind`; an optional one that is not there is empty."""
+    if optional and not path.exists():
+        return kind()
     try:
         value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise Fatal(f"model={path.parent}: it has no {path.name}: set model to a whole model folder") from error
     except ValueError as error:
-        raise Fatal(f"model={path.parent}: {path.name} is not JSON ({error}): fetch the model again") from error
-    if not isinstance(value, dict):
-        raise Fatal(f"model={path.parent}: {path.name} is not a JSON object: fetch the model again")
-    return value  # pyright: ignore[reportUnknownVariableType]
+        raise Fatal(f"model={path.parent}: {path.name} is not JSON: fetch the model again") from error
+    if not isinstance(value, kind):
+        raise Fatal(f"model={path.parent}: {path.name} is no JSON {kind.__name__}: fetch the model again")
+    return value

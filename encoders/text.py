@@ -62,9 +62,7 @@ class TextEncoder:
                 vectors[torch.from_numpy(batch).to(self.device)] = self._encode_batch(tokens, starts, batch)
             result = vectors.cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise Fatal(
-                f"batch_tokens={batch_tokens} does not fit the memory of {self.device}: lower it"
-            ) from error
+            raise Fatal(f"batch_tokens={batch_tokens} does not fit the memory of {self.device}: lower it") from error
         return EncodedBatch(
             result,
             tokens=int(tokens.lengths.sum(dtype=np.int64)),
@@ -77,11 +75,7 @@ class TextEncoder:
         columns = np.arange(lengths[0])
         real = columns < lengths[:, None]
         positions = np.where(real, starts[batch][:, None] + columns, 0)
-        ids = (
-            torch.from_numpy(np.where(real, tokens.ids[positions], self._transformer.pad_id))
-            .to(self.device)
-            .long()
-        )
+        ids = torch.from_numpy(np.where(real, tokens.ids[positions], self._transformer.pad_id)).to(self.device).long()
         # No mask where nothing is padded: attention is then free to take its faster way.
         mask = None if real.all() else torch.from_numpy(real).to(self.device)
         hidden = self._transformer.run(ids, mask)

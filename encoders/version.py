@@ -39,9 +39,7 @@ class VersionSpec:
         return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
 
 
-def resolve_spec(
-    model: str, *, revision: str = "", dtype: str = "auto", max_tokens: int | None = None
-) -> VersionSpec:
+def resolve_spec(model: str, *, revision: str = "", dtype: str = "auto", max_tokens: int | None = None) -> VersionSpec:
     """Say what encoder the settings name, reading a folder's files (0.1-0.3 s for 90 MB) and no network.
 
     Fatal: as `parse_source` and, for a folder, `read_model_folder`; or a dtype or max_tokens that cannot be.

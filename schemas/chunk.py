@@ -1,6 +1,6 @@
 """Packing posts into chunks, in either internal topic that carries them (`lookups`, `misses`)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from schemas.internal_pb2 import Chunk, Source
@@ -62,3 +62,9 @@ class ChunkBuilder:
             offsets=self.offsets,
             posted_ms=self.posted_ms,
         )
+
+
+def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> None:
+    """Change a chunk in place into one of another version."""
+    chunk.fingerprints = b"".join([fingerprint(text) for text in chunk.texts])
+    chunk.version = version

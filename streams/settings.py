@@ -88,10 +88,10 @@ class Settings(BaseModel):
     batch_tokens: int | None = Field(
         default=None, ge=64, description="padded tokens computed at once; by device if unset"
     )
-    window_tokens: int = Field(
-        default=16_384,
+    window_tokens: int | None = Field(
+        default=None,
         ge=64,
-        description="tokens gathered, sorted by length and committed together by the encoder",
+        description="tokens gathered, sorted by length and committed together by the encoder; by device if unset",
     )
     encode_wait_ms: int = Field(
         default=20,

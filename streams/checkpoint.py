@@ -1,0 +1,103 @@
+"""The checkpoint of a partition: read by its new owner before anything else, written with the outputs it speaks of."""
+
+from dataclasses import dataclass, field
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from schemas.errors import Retry
+from schemas.internal_pb2 import Checkpoint, Chunk, Source
+from streams import clients, clock
+from streams.line import follow
+from streams.settings import Settings
+
+READ_TIMEOUT_S = 30.0
+_TAIL_RECORDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far dedup got in a partition: the next offset of `lookups`, and the last of each line of chunks."""
+
+    lookups_offset: int = 0
+    sources: dict[tuple[str, int], Source] = field(default_factory=dict[tuple[str, int], Source])
+
+    def after(self, chunk: Chunk, offset: int, *, accept_gaps: bool = False) -> "Progress":
+        """The progress once the chunk at `offset` is done.
+
+        Raises:
+            Fatal: chunks before it are missing, unless `accept_gaps`.
+        """
+        sources = dict(self.sources)
+        for source in chunk.sources:
+            place = (source.topic, source.partition)
+            if not accept_gaps:
+                follow(sources.get(place), source)
+            sources[place] = source
+        return Progress(offset + 1, sources)
+
+    def to_bytes(self) -> bytes:
+        """The value of the checkpoint record."""
+        message = Checkpoint(lookups_offset=self.lookups_offset, sources=self.sources.values())
+        return message.SerializeToString()
+
+    @classmethod
+    def from_bytes(cls, value: bytes) -> "Progress":
+        """What `to_bytes` wrote."""
+        message = Checkpoint.FromString(value)
+        return cls(message.lookups_offset, {(source.topic, source.partition): source for source in message.sources})
+
+
+def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
+    """Read the last checkpoint; call it after fencing, so that no other can follow.
+
+    The end is taken as a `read_uncommitted` reader sees it, and read up to as `read_committed`: otherwise a
+    transaction that is still being ended would hide the checkpoint it holds.
+
+    Raises:
+        Retry: the brokers did not answer in time.
+    """
+    try:
+        low, end = _ends(settings, topic, partition)
+        consumer = clients.reader(settings)
+        try:
+            tail = _TAIL_RECORDS
+            while True:
+                start = max(low, end - tail)
+                value = _last_value(consumer, TopicPartition(topic, partition, start), end)
+                if value is not None or start == low:
+                    return Progress.from_bytes(value) if value else Progress()
+                tail *= 16
+        finally:
+            consumer.close()
+    except KafkaException as error:
+        raise Retry(f"checkpoint of {topic}/{partition}: {error.args[0].str()}") from None
+
+
+def _ends(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
+    uncommitted = clients.reader(settings, committed=False)
+    try:
+        low, high = uncommitted.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_TIMEOUT_S)
+    finally:
+        uncommitted.close()
+    return low, high
+
+
+def _last_value(consumer: Consumer, start: TopicPartition, end: int) -> bytes | None:
+    """The last value committed from `start` on, read until nothing before `end` can follow."""
+    if start.offset >= end:
+        return None
+    consumer.assign([start])
+    deadline_s = clock.monotonic_s() + READ_TIMEOUT_S
+    value = None
+    while clock.monotonic_s() < deadline_s:
+        message = consumer.poll(1.0)
+        if message is None:
+            continue
+        error = message.error()
+        if error is None:
+            value = message.value()
+        elif error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+        elif (message.offset() or 0) >= end:
+            return value
+    raise Retry(f"checkpoint of {start.topic}/{start.partition}: its end was not reached in {READ_TIMEOUT_S:.0f} s")

@@ -1,0 +1,65 @@
+"""The decision of dedup, and nothing else: which posts of a chunk are hits, and which are misses."""
+
+from dataclasses import dataclass
+
+from schemas.chunk import ChunkBuilder
+from schemas.content import split_fingerprints
+from schemas.internal_pb2 import Chunk
+from streams.table import Table
+
+MISS_POSTS_MAX = 100
+"""Most posts in a chunk of misses: the encoder commits whole chunks, and 100 posts take a small CPU under a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What to do with the posts of a chunk; every post is in exactly one of the two.
+
+    `hits` are indexes of posts, `vectors` the vector of each content (None where unknown), `misses` chunks to encode.
+    """
+
+    hits: list[int]
+    vectors: list[bytes | None]
+    misses: list[ChunkBuilder]
+
+    @property
+    def miss_posts(self) -> int:
+        """How many posts are misses."""
+        return sum(builder.posts for builder in self.misses)
+
+
+def dedup(chunk: Chunk, table: Table, miss_posts_max: int = MISS_POSTS_MAX) -> Actions:
+    """Look every distinct content of a chunk up once, and sort its posts into hits and misses."""
+    fingerprints = split_fingerprints(chunk.fingerprints)
+    vectors = list(table.get_many(fingerprints))
+    contents = list(chunk.contents)
+    if None not in vectors:
+        return Actions(list(range(len(contents))), vectors, [])
+    hits = [post for post, content in enumerate(contents) if vectors[content] is not None]
+    misses = [post for post, content in enumerate(contents) if vectors[content] is None]
+    # Posts of one content stand together, so that they share a chunk and its text is sent once.
+    misses.sort(key=contents.__getitem__)
+    builders = [
+        select(chunk, fingerprints, misses[start : start + miss_posts_max])
+        for start in range(0, len(misses), miss_posts_max)
+    ]
+    return Actions(hits, vectors, builders)
+
+
+def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
+    """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
+    builder = ChunkBuilder()
+    sources = [(source.topic, source.partition) for source in chunk.sources]
+    placed: dict[int, int] = {}
+    for post in posts:
+        content = chunk.contents[post]
+        if content not in placed:
+            placed[content] = builder.add_content(fingerprints[content], chunk.texts[content])
+        builder.add_post(
+            chunk.ids[post],
+            placed[content],
+            sources[chunk.post_sources[post]],
+            chunk.offsets[post],
+            chunk.posted_ms[post],
+        )
+    return builder

@@ -1,0 +1,254 @@
+"""Dedup as a Faust app: its agents take chunks and vectors and hand them to the lane that owns the partition.
+
+One Faust event is one chunk: Faust carries some 6,000 events a second, whatever is in them.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any, cast
+
+import faust
+from faust.types import TP
+
+from schemas.errors import Fatal, ManyrayError
+from streams import clients
+from streams.faust_credentials import faust_credentials
+from streams.lane import Lane, Record, Shared
+from streams.metrics import Metrics, serve_metrics
+from streams.rocks_table import index_cache
+from streams.settings import Settings
+from streams.topics import Topics, check_topics
+from streams.transport import CheckpointConsumer, CheckpointTransport
+from streams.version import version_of
+
+_log = logging.getLogger("manyray.dedup")
+
+LANE_RECORDS_MAX = 16
+"""Records that wait in a lane; a chunk has up to a megabyte. At the limit the agent waits, and Faust stops fetching."""
+STREAM_RECORDS_MAX = 32
+"""Records that wait in Faust before each agent."""
+SESSION_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 120.0
+_WATCH_EVERY_S = 0.2
+
+
+class DedupApp(faust.App):
+    """The app: Faust's, with lanes that follow the assignment."""
+
+    lanes: "Lanes"
+    hooks: tuple[Any, ...] = ()
+
+    def _new_transport(self) -> Any:
+        return CheckpointTransport(self.conf.broker_consumer, self)
+
+    def positions(self) -> Mapping[TP, int]:
+        """Where each partition is to be read from."""
+        return self.lanes.positions()
+
+
+class Lanes:
+    """The lanes of the partitions that this process owns now. All methods run on Faust's event loop."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._lanes: dict[int, Lane] = {}
+        self._slots: dict[int, asyncio.Semaphore] = {}
+        self._changing = asyncio.Lock()
+
+    async def open(self, assigned: set[TP]) -> None:
+        """Make lanes for partitions that were assigned; returns when they are fenced, refilled and started.
+
+        Raises:
+            Fatal: `lookups` and `vectors` are not assigned alike, or a partition cannot be served.
+        """
+        topics = self._shared.topics
+        lookups = {tp.partition for tp in assigned if tp.topic == topics.lookups}
+        vectors = {tp.partition for tp in assigned if tp.topic == topics.vectors}
+        if lookups != vectors:
+            raise Fatal(
+                f"{topics.lookups} {sorted(lookups)} and {topics.vectors} {sorted(vectors)} are not assigned alike: "
+                "give both the same number of partitions"
+            )
+        async with self._changing:
+            new = [Lane(self._shared, partition) for partition in sorted(lookups - self._lanes.keys())]
+            await asyncio.gather(*(asyncio.to_thread(lane.prepare) for lane in new))
+            for lane in new:
+                self._lanes[lane.partition] = lane
+                self._slots[lane.partition] = asyncio.Semaphore(LANE_RECORDS_MAX)
+                lane.start()
+        _log.info("ready: owns %d partitions", len(self._lanes))
+
+    async def close(self, partitions: set[int] | None = None) -> None:
+        """Stop lanes, all of them by default: what they have in hand is committed, the rest is read again."""
+        async with self._changing:
+            gone = [lane for number, lane in self._lanes.items() if partitions is None or number in partitions]
+            for lane in gone:
+                del self._lanes[lane.partition]
+            await asyncio.gather(*(asyncio.to_thread(lane.stop) for lane in gone))
+            for lane in gone:
+                slots = self._slots.pop(lane.partition)
+                for _ in range(LANE_RECORDS_MAX):  # whoever waits for a place sees that the lane is gone
+                    slots.release()
+        if gone:
+            _log.info("gave up %d partitions, owns %d", len(gone), len(self._lanes))
+
+    async def put(self, event: Any) -> None:
+        """Hand an event to its lane, waiting for a place; without one it is dropped, and read again by its owner."""
+        message = event.message
+        lane = self._lanes.get(message.partition)
+        if lane is None:
+            return
+        slots = self._slots[message.partition]
+        await slots.acquire()
+        if self._lanes.get(message.partition) is not lane:
+            return
+        loop = asyncio.get_running_loop()
+
+        def done() -> None:
+            loop.call_soon_threadsafe(self._done, event, slots)
+
+        is_vectors = message.topic == self._shared.topics.vectors
+        lane.put(Record(message.value, message.offset, is_vectors, done))
+
+    def positions(self) -> dict[TP, int]:
+        """The next offset to read of each partition of both topics."""
+        topics = self._shared.topics
+        return {
+            TP(topic, number): offset
+            for number, lane in self._lanes.items()
+            for topic, offset in ((topics.lookups, lane.lookups_offset), (topics.vectors, lane.vectors_offset))
+        }
+
+    def waiting(self, partition: int) -> int:
+        """Records that wait in a partition's lane."""
+        lane = self._lanes.get(partition)
+        return lane.waiting if lane else 0
+
+    def table_entries(self) -> int:
+        """Vectors in the tables of this process."""
+        return sum(lane.entries for lane in tuple(self._lanes.values()))
+
+    def table_bytes(self) -> int:
+        """Bytes of the tables of this process."""
+        return sum(lane.table_bytes for lane in tuple(self._lanes.values()))
+
+    @staticmethod
+    def _done(event: Any, slots: asyncio.Semaphore) -> None:
+        event.ack()  # for the group's offset, which tools show; our checkpoint decides where reading resumes
+        slots.release()
+
+
+def build_app(settings: Settings, shared: Shared) -> DedupApp:
+    """The Faust app of these settings: two agents, and the hooks that open and close lanes."""
+    folder = settings.data_dir / "faust"
+    folder.mkdir(parents=True, exist_ok=True)
+    app = DedupApp(
+        f"manyray.dedup.{settings.ray}",
+        broker=[f"kafka://{address}" for address in clients.bootstrap_servers(settings).split(",")],
+        datadir=str(folder),
+        store="memory://",
+        autodiscover=False,
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=1,  # 0 would take Faust's assignor away, and with it co-partitioning
+        stream_wait_empty=False,
+        stream_buffer_maxsize=STREAM_RECORDS_MAX,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=4_194_304,
+        broker_max_poll_records=STREAM_RECORDS_MAX,
+        broker_session_timeout=SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=SESSION_TIMEOUT_S / 5,
+        broker_rebalance_timeout=60.0,
+        broker_request_timeout=40.0,
+        broker_commit_interval=1.0,
+        **faust_credentials(settings),
+    )
+    app.lanes = lanes = Lanes(shared)
+
+    def raw(topic: str) -> Any:
+        return app.topic(topic, key_serializer="raw", value_serializer="raw", allow_empty=True)
+
+    @app.agent(raw(shared.topics.lookups), name="manyray.lookups")
+    async def lookups(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await lanes.put(event)
+
+    @app.agent(raw(shared.topics.vectors), name="manyray.vectors")
+    async def vectors(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await lanes.put(event)
+
+    async def opened(*_: Any, **__: Any) -> None:
+        try:
+            await lanes.open(app.consumer.assignment())
+        except ManyrayError as error:
+            shared.on_fatal(error)
+
+    async def revoked(*_: Any, **__: Any) -> None:
+        await lanes.close()
+
+    # Faust keeps weak references to the functions that are connected: the app keeps these alive.
+    app.hooks = (lookups, vectors, opened, revoked)
+    app.on_rebalance_complete.connect(opened)
+    app.on_partitions_revoked.connect(revoked)
+    app.on_before_shutdown.connect(revoked)
+    return app
+
+
+async def serve(settings: Settings, topics: Topics, metrics: Metrics, stop: threading.Event) -> None:
+    """Run the app until `stop` is set.
+
+    Raises:
+        Fatal: it cannot start, or cannot go on.
+    """
+    loop = asyncio.get_running_loop()
+    failed: asyncio.Future[ManyrayError] = loop.create_future()
+
+    def on_fatal(error: ManyrayError) -> None:
+        loop.call_soon_threadsafe(lambda: None if failed.done() else failed.set_result(error))
+
+    app = build_app(settings, Shared(settings, topics, metrics, index_cache(), on_fatal))
+    metrics.table_entries.set_function(app.lanes.table_entries)
+    metrics.table_bytes.set_function(app.lanes.table_bytes)
+    starting = asyncio.ensure_future(app.start())
+    try:
+        while not (stop.is_set() or failed.done() or app.crashed):
+            await asyncio.wait([failed], timeout=_WATCH_EVERY_S)
+            if starting.done():
+                starting.result()
+                report_lag(app, topics, metrics)
+    finally:
+        await app.stop()
+        starting.cancel()
+        await app.lanes.close()
+    if failed.done():
+        raise failed.result()
+    if app.crashed:
+        raise Fatal(f"Faust stopped: {app.crash_reason!r}; it is to be started again")
+
+
+def report_lag(app: DedupApp, topics: Topics, metrics: Metrics) -> None:
+    """Set the lag of each partition: records not fetched, and those that wait in its lane."""
+    consumer = cast(CheckpointConsumer, app.consumer)
+    for tp in consumer.assignment():
+        state = consumer.fetch_state(tp)
+        if state is None:
+            continue
+        waiting = app.lanes.waiting(tp.partition) if tp.topic == topics.lookups else 0
+        metrics.consumer_lag.labels(tp.topic, str(tp.partition)).set(max(0, state[1] - state[0]) + waiting)
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Run one dedup process until `stop` is set.
+
+    Raises:
+        Fatal: it cannot start, or cannot go on.
+    """
+    version = version_of(settings)
+    check_topics(settings, version)
+    metrics = Metrics.create()
+    serve_metrics(metrics, settings, "dedup")
+    asyncio.run(serve(settings, Topics.of(settings, version), metrics, stop))

@@ -1,0 +1,187 @@
+"""Ingest: posts in, chunks out. Decode, validate, normalise, fingerprint, pack; what is bad goes to `rejected`.
+
+Stateless: the numbers of its chunks travel with the offsets it commits, all in one transaction with the chunks.
+"""
+
+import logging
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message, TopicPartition
+
+from schemas.chunk import ChunkBuilder, SourceKey
+from schemas.content import fingerprinter
+from schemas.errors import Reject
+from schemas.internal_pb2 import Source
+from schemas.post import decode_post
+from streams import clock
+from streams.attempts import with_retries
+from streams.group import Member
+from streams.line import Line
+from streams.metrics import Metrics, serve_metrics
+from streams.packing import Packer
+from streams.settings import Settings
+from streams.topics import Topics, check_topics
+from streams.transactions import TransactionalProducer
+from streams.version import version_of
+
+_log = logging.getLogger("manyray.ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A bad record and why it is bad."""
+
+    message: Message
+    cause: Reject
+
+
+@dataclass(slots=True)
+class Batch:
+    """What became of the records of one transaction."""
+
+    chunks: list[tuple[int, ChunkBuilder]]
+    rejected: list[Rejected]
+    next_offsets: dict[SourceKey, int]
+
+
+def sort_posts(messages: list[Message], packer: Packer, text_bytes_max: int) -> Batch:
+    """Decode records; good posts go to the packer's chunks, bad ones are listed with their reason."""
+    rejected: list[Rejected] = []
+    next_offsets: dict[SourceKey, int] = {}
+    add = packer.add
+    for message in messages:
+        source = (message.topic() or "", message.partition() or 0)
+        offset = message.offset() or 0
+        next_offsets[source] = offset + 1
+        try:
+            post = decode_post(message.value(), text_bytes_max)
+        except Reject as cause:
+            rejected.append(Rejected(message, cause))
+        else:
+            add(post, source, offset, message.timestamp()[1])
+    return Batch(packer.take(), rejected, next_offsets)
+
+
+@dataclass(slots=True)
+class Ingest:
+    """One ingest process: a member of the group, and a producer."""
+
+    settings: Settings
+    topics: Topics
+    metrics: Metrics
+    member: Member
+    producer: TransactionalProducer
+    packer: Packer
+    lines: dict[SourceKey, Line] = field(default_factory=dict[SourceKey, Line])
+
+    def step(self) -> None:
+        """Read what has arrived within the commit interval and pass it on in one transaction.
+
+        Raises:
+            Retry: it was not committed, or that is unknown: `recover`.
+            Fatal: this process has to end.
+        """
+        settings = self.settings
+        messages = self.member.read(settings.transaction_posts_max, settings.commit_interval_ms / 1000)
+        self.member.report_lag()
+        if messages:
+            self.publish(sort_posts(messages, self.packer, settings.text_bytes_max))
+
+    def publish(self, batch: Batch) -> None:
+        """Write a batch, the numbers of its chunks and its offsets in one transaction."""
+        lines = {source: self._line(source) for source in batch.next_offsets}
+        sent: dict[SourceKey, list[int]] = defaultdict(lambda: [0] * self.settings.partitions)
+        self.producer.begin()
+        for partition, builder in batch.chunks:
+            sources: list[Source] = []
+            for source in builder.sources:
+                sent[source][partition] += 1
+                number = lines[source].sequences[partition] + sent[source][partition]
+                sources.append(
+                    Source(topic=source[0], partition=source[1], epoch_ms=lines[source].epoch_ms, sequence=number)
+                )
+            value = builder.build(self.topics.version, sources).SerializeToString()
+            self.producer.produce(self.topics.lookups, value, partition=partition)
+            self.metrics.chunk_posts.observe(builder.posts)
+            self.metrics.chunk_bytes.observe(len(value))
+        for bad in batch.rejected:
+            self._reject(bad)
+        lines = {source: line.after(sent[source]) for source, line in lines.items()}
+        self.producer.commit(
+            [
+                TopicPartition(*source, offset, metadata=str(lines[source]))
+                for source, offset in batch.next_offsets.items()
+            ],
+            self.member.consumer.consumer_group_metadata(),
+        )
+        # Only what is committed may be remembered: after a failure the lines are read back from Kafka.
+        self.lines.update(lines)
+        self.member.processed(batch.next_offsets)
+        self.metrics.ingest_posts.inc(sum(builder.posts for _, builder in batch.chunks))
+        for bad in batch.rejected:
+            self.metrics.ingest_rejected.labels(bad.cause.reason).inc()
+
+    def recover(self) -> None:
+        """After a Retry: a new producer ends the transaction, then reading goes on from what was committed."""
+        self.lines.clear()
+        self.producer.open()
+        self.member.rewind()
+
+    def _line(self, source: SourceKey) -> Line:
+        line = self.lines.get(source)
+        if line is None:
+            partitions = self.settings.partitions
+            line = Line.parse(self.member.committed(source).metadata, partitions)
+            line = line or Line.begin(clock.now_ms(), partitions)
+        return line
+
+    def _reject(self, bad: Rejected) -> None:
+        message = bad.message
+        ours = {
+            "manyray-reason": bad.cause.reason,
+            "manyray-detail": bad.cause.detail,
+            "manyray-topic": message.topic() or "",
+            "manyray-partition": str(message.partition()),
+            "manyray-offset": str(message.offset()),
+        }
+        headers = [*(message.headers() or []), *((name, value.encode()) for name, value in ours.items())]
+        self.producer.produce(
+            self.topics.rejected, message.value(), key=message.key(), headers=headers, timestamp=message.timestamp()[1]
+        )
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Run one ingest process until `stop` is set.
+
+    Raises:
+        Fatal: it cannot start, or cannot go on.
+    """
+    version = version_of(settings)
+    check_topics(settings, version)
+    metrics = Metrics.create()
+    serve_metrics(metrics, settings, "ingest")
+    topics = Topics.of(settings, version)
+    producer = TransactionalProducer(settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics)
+    producer.open()
+    # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
+    lines: dict[SourceKey, Line] = {}
+    member = Member.join(
+        settings,
+        f"manyray.ingest.{settings.ray}",
+        list(topics.posts),
+        metrics,
+        on_revoke=lines.clear,
+        on_lost=lines.clear,
+    )
+    packer = Packer(
+        fingerprinter(version, settings.salt.get_secret_value()), settings.partitions, settings.chunk_posts_max
+    )
+    ingest = Ingest(settings, topics, metrics, member, producer, packer, lines)
+    try:
+        while not stop.is_set():
+            with_retries(ingest.step, ingest.recover, stop.wait)
+    finally:
+        member.close()
+        producer.close()

@@ -1,0 +1,282 @@
+"""A lane: one owned partition's thread, table, producer and checkpoint. Knows nothing of Faust.
+
+The order of steps is what makes it exactly once: fence the old owner, read the checkpoint, then read from there; in
+each transaction the outputs, the misses and the new checkpoint; only after the commit is a record done.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaException, TopicPartition
+from rocksdict import Cache
+
+from schemas.chunk import ChunkBuilder, rekey
+from schemas.content import fingerprinter, split_fingerprints
+from schemas.embedding import EmbeddingParts
+from schemas.errors import Fatal, ManyrayError, Retry
+from schemas.internal_pb2 import Chunk, Source
+from schemas.public_pb2 import CACHED
+from streams import clients, clock
+from streams.attempts import with_retries
+from streams.checkpoint import Progress, read_progress
+from streams.dedup import Actions, dedup
+from streams.metrics import Metrics
+from streams.refill import refill, vectors_by_fingerprint
+from streams.rocks_table import RocksTable
+from streams.settings import Settings
+from streams.table import Table
+from streams.tiered_table import TieredTable
+from streams.topics import Topics
+from streams.transactions import TransactionalProducer
+
+_log = logging.getLogger("manyray.lane")
+
+STOP_TIMEOUT_S = 30.0
+_STATS_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record handed to a lane: a chunk of posts, or vectors for the table; `done` is called once."""
+
+    value: bytes
+    offset: int
+    is_vectors: bool
+    done: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the lanes of a process share."""
+
+    settings: Settings
+    topics: Topics
+    metrics: Metrics
+    index_cache: Cache
+    on_fatal: Callable[[ManyrayError], object]
+
+
+class Lane:
+    """`prepare`, then `start`; `put` records; `stop` ends it. The caller bounds how many records wait in it."""
+
+    def __init__(self, shared: Shared, partition: int) -> None:
+        self.partition = partition
+        self.progress = Progress()
+        self.entries = 0
+        self.table_bytes = 0
+        self._shared = shared
+        self._settings, self._topics, self._metrics = shared.settings, shared.topics, shared.metrics
+        self._fingerprint = fingerprinter(self._topics.version, self._settings.salt.get_secret_value())
+        self._parts = EmbeddingParts(self._topics.ray, self._topics.version)
+        self._producer = TransactionalProducer(
+            self._settings, f"manyray.dedup.{self._topics.ray}.{partition}", self._metrics
+        )
+        self._table: Table | None = None
+        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._stats_s = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"lane-{partition}", daemon=True)
+
+    @property
+    def lookups_offset(self) -> int:
+        """Where to read `lookups` from."""
+        return self.progress.lookups_offset
+
+    @property
+    def vectors_offset(self) -> int:
+        """Where to read `vectors` from."""
+        return self._table.offset if self._table else 0
+
+    @property
+    def waiting(self) -> int:
+        """Records put and not yet taken."""
+        return self._queue.qsize()
+
+    def prepare(self) -> None:
+        """Fence the old owner, read the checkpoint, open the table and refill it. Blocks; call it on a thread.
+
+        Raises:
+            Fatal: this partition cannot be served.
+        """
+        with_retries(self._recover, lambda: None, self._stopping.wait)
+        self._check_lookups()
+        self._table = self._open_table()
+        table = self._table
+
+        def read_back() -> None:
+            refill(table, self._settings, self._topics, self.partition, self._metrics)
+
+        with_retries(read_back, lambda: None, self._stopping.wait)
+        self._note_stats()
+
+    def start(self) -> None:
+        """Begin to work on what is put."""
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        """Hand over a record; records of a topic come in the order of their offsets."""
+        self._queue.put(record)
+
+    def stop(self) -> None:
+        """Finish the transaction in hand, drop what waits, release table and producer.
+
+        Raises:
+            Fatal: it did not end in time.
+        """
+        self._stopping.set()
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(STOP_TIMEOUT_S)
+            if self._thread.is_alive():
+                raise Fatal(f"lane {self.partition} did not stop in {STOP_TIMEOUT_S:.0f} s; restart the process")
+        self._producer.close()
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                record = self._queue.get()
+                if record is None:
+                    return
+                if record.is_vectors:
+                    self._learn(record)
+                    continue
+                records = self._gather(record)
+                with_retries(lambda: self._write(records), self._recover, self._stopping.wait)  # noqa: B023
+                for written in records:
+                    written.done()
+        except ManyrayError as error:
+            self._shared.on_fatal(error)
+        except Exception as error:  # a thread that dies unseen would stall its partition for ever
+            _log.debug("lane %d", self.partition, exc_info=True)
+            self._shared.on_fatal(Fatal(f"lane {self.partition} failed: {type(error).__name__}: {error}"))
+
+    def _gather(self, first: Record) -> list[Record]:
+        """As many whole chunks as come within the commit interval, up to the limit of posts."""
+        records = [first]
+        most = max(1, self._settings.transaction_posts_max // self._settings.chunk_posts_max)
+        deadline_s = clock.monotonic_s() + self._settings.commit_interval_ms / 1000
+        while len(records) < most:
+            try:
+                record = self._queue.get(timeout=max(0.0, deadline_s - clock.monotonic_s()))
+            except queue.Empty:
+                break
+            if record is None:
+                self._stopping.set()
+                break
+            if record.is_vectors:
+                self._learn(record)
+            else:
+                records.append(record)
+        return records
+
+    def _write(self, records: Sequence[Record]) -> None:
+        """One transaction. Nothing of the lane changes before it is committed, so it can be done again."""
+        progress = self.progress
+        outcome: list[tuple[Chunk, Actions]] = []
+        for record in records:
+            if record.offset < progress.lookups_offset:
+                continue  # done before a crash or a rebalance
+            chunk = Chunk.FromString(record.value)
+            progress = progress.after(chunk, record.offset, accept_gaps=self._settings.accept_gaps)
+            outcome.append((chunk, self._decide(chunk)))
+        if not outcome:
+            return
+        self._producer.begin()
+        head = self._parts.head(CACHED, clock.now_ms())
+        for chunk, actions in outcome:
+            self._producer.produce_keyed(self._topics.embeddings, embed_hits(chunk, actions, head, self._parts))
+            for builder in actions.misses:
+                self._produce_miss(builder)
+        self._producer.produce(self._topics.checkpoints, progress.to_bytes(), key=b"dedup", partition=self.partition)
+        self._producer.commit()
+        self.progress = progress
+        self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
+        self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
+        self._metrics.dedup_misses.inc(sum(actions.miss_posts for _, actions in outcome))
+
+    def _decide(self, chunk: Chunk) -> Actions:
+        assert self._table is not None
+        if chunk.version != self._topics.version:
+            # It waited while the ray moved to another version: its posts get embeddings of the one served now.
+            rekey(chunk, self._fingerprint, self._topics.version)
+        return dedup(chunk, self._table)
+
+    def _produce_miss(self, builder: ChunkBuilder) -> None:
+        sources = [Source(topic=topic, partition=partition) for topic, partition in builder.sources]
+        value = builder.build(self._topics.version, sources).SerializeToString()
+        self._producer.produce(self._topics.misses, value, partition=self.partition)
+
+    def _learn(self, record: Record) -> None:
+        """Put computed vectors into the table, with the offset of the next record."""
+        assert self._table is not None
+        if record.offset >= self._table.offset:
+            self._table.put_many(vectors_by_fingerprint(record.value, self._topics.version), record.offset + 1)
+            self._note_stats()
+        record.done()
+
+    def _recover(self) -> None:
+        """Fence, then read the checkpoint: the only way to know what was committed."""
+        self._producer.open()
+        self.progress = read_progress(self._settings, self._topics.checkpoints, self.partition)
+
+    def _check_lookups(self) -> None:
+        """A checkpoint beyond the end of `lookups` means that the topic was made anew.
+
+        Raises:
+            Fatal: it was.
+            Retry: the brokers did not answer in time.
+        """
+        topic, reader = self._topics.lookups, clients.reader(self._settings)
+        try:
+            _, end = reader.get_watermark_offsets(TopicPartition(topic, self.partition), timeout=STOP_TIMEOUT_S)
+        except KafkaException as error:
+            raise Retry(f"end of {topic}/{self.partition}: {error.args[0].str()}") from None
+        finally:
+            reader.close()
+        if end < self.lookups_offset:
+            raise Fatal(
+                f"{topic}/{self.partition} ends at {end}, before the checkpoint's {self.lookups_offset}: it was made "
+                f"anew; delete {self._topics.checkpoints} too and run `manyray topics create`"
+            )
+
+    def _open_table(self) -> Table:
+        settings = self._settings
+        folder = settings.data_dir / "tables" / f"{self._topics.ray}-{self._topics.version}" / str(self.partition)
+        # Shares of one process's bounds by the partitions that one process may own: all of them.
+        disk = RocksTable(folder, settings.table_disk_mib * 2**20 // settings.partitions, self._shared.index_cache)
+        return TieredTable(disk, settings.table_ram_mib * 2**20 // settings.partitions)
+
+    def _note_stats(self) -> None:
+        now_s = clock.monotonic_s()
+        if self._table is not None and now_s >= self._stats_s:
+            self._stats_s = now_s + _STATS_EVERY_S
+            self.entries, self.table_bytes = self._table.entries(), self._table.size_bytes()
+
+
+def embed_hits(chunk: Chunk, actions: Actions, head: bytes, parts: EmbeddingParts) -> list[dict[str, bytes]]:
+    """The output records of a chunk's hits, `key` and `value` each."""
+    if not actions.hits:
+        return []
+    fingerprints = split_fingerprints(chunk.fingerprints)
+    sources = [head + parts.source(source.topic, source.partition) for source in chunk.sources]
+    contents = [
+        parts.content(fingerprint, vector) if vector is not None else b""
+        for fingerprint, vector in zip(fingerprints, actions.vectors, strict=True)
+    ]
+    ids, places, origins = list(chunk.ids), list(chunk.contents), list(chunk.post_sources)
+    offsets, posted_ms, post = list(chunk.offsets), list(chunk.posted_ms), parts.post
+    return [
+        {
+            "key": ids[index].encode(),
+            "value": sources[origins[index]]
+            + contents[places[index]]
+            + post(ids[index], offsets[index], posted_ms[index]),
+        }
+        for index in actions.hits
+    ]

@@ -1,0 +1,62 @@
+"""Posts into chunks: the pure part of ingest. Knows neither clients nor transactions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from schemas.chunk import ChunkBuilder, SourceKey
+from schemas.content import normalise, partition_of
+from schemas.post import Post
+
+CHUNK_BYTES_MAX = 512 * 1024
+"""A chunk is closed past this; the largest post on top keeps it under 1 MiB."""
+_POST_OVERHEAD_BYTES = 40  # about what the number columns and tags take
+
+
+@dataclass(slots=True)
+class Packer:
+    """Packs posts into chunks by the partition of their fingerprint.
+
+    A content that repeats within a chunk is normalised and fingerprinted once. `full` collects closed chunks;
+    memory is bounded by how many posts the caller adds before `take`.
+    """
+
+    fingerprint: Callable[[bytes], bytes]
+    partitions: int
+    chunk_posts_max: int
+    full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
+    _open: dict[int, ChunkBuilder] = field(default_factory=dict[int, ChunkBuilder])
+    _bytes: dict[int, int] = field(default_factory=dict[int, int])
+    _known: dict[str, tuple[int, ChunkBuilder, int]] = field(default_factory=dict[str, tuple[int, ChunkBuilder, int]])
+
+    def add(self, post: Post, source: SourceKey, offset: int, posted_ms: int) -> None:
+        """Add one post from `offset` of `source`."""
+        known = self._known.get(post.text)
+        if known is None or self._open.get(known[0]) is not known[1]:
+            known = self._known[post.text] = self._place(post.text)
+        partition, builder, content = known
+        builder.add_post(post.id, content, source, offset, posted_ms)
+        self._bytes[partition] += len(post.id) + _POST_OVERHEAD_BYTES
+        if builder.posts >= self.chunk_posts_max or self._bytes[partition] >= CHUNK_BYTES_MAX:
+            self._close(partition)
+
+    def take(self) -> list[tuple[int, ChunkBuilder]]:
+        """All chunks, closed now, with the partition of each, in the order in which they were closed."""
+        for partition in list(self._open):
+            self._close(partition)
+        self._known.clear()
+        taken, self.full = self.full, []
+        return taken
+
+    def _place(self, text: str) -> tuple[int, ChunkBuilder, int]:
+        content = normalise(text).encode()
+        fingerprint = self.fingerprint(content)
+        partition = partition_of(fingerprint, self.partitions)
+        builder = self._open.get(partition)
+        if builder is None:
+            builder = self._open[partition] = ChunkBuilder()
+            self._bytes[partition] = 0
+        self._bytes[partition] += len(content)
+        return partition, builder, builder.add_content(fingerprint, content)
+
+    def _close(self, partition: int) -> None:
+        self.full.append((partition, self._open.pop(partition)))

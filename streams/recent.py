@@ -1,0 +1,32 @@
+"""A bounded map from fingerprint to vector in RAM."""
+
+
+class RecentVectors:
+    """Vectors by fingerprint, up to a number of bytes; at the limit the least recently used go.
+
+    Two use it: dedup as a tier before the table on disk, and the encoder to bridge the time from a vector's commit
+    until dedup's table holds it.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._vectors: dict[bytes, bytes] = {}  # in order of use, the oldest first
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, fingerprint: bytes) -> bytes | None:
+        """The vector, if it is held; it then counts as just used."""
+        vector = self._vectors.pop(fingerprint, None)
+        if vector is not None:
+            self._vectors[fingerprint] = vector
+        return vector
+
+    def put(self, fingerprint: bytes, vector: bytes) -> None:
+        """Hold a vector; at the limit the oldest go."""
+        before = self._vectors.pop(fingerprint, b"")
+        self._bytes += len(vector) - len(before)
+        self._vectors[fingerprint] = vector
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(self._vectors.pop(next(iter(self._vectors))))

@@ -1,0 +1,85 @@
+"""Refilling a table from `vectors`, its changelog, from the offset that stands beside its data."""
+
+import logging
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from schemas.content import split_fingerprints
+from schemas.errors import Retry
+from schemas.internal_pb2 import Vectors
+from streams import clients, clock
+from streams.metrics import Metrics
+from streams.settings import Settings
+from streams.table import Table
+from streams.topics import Topics
+
+_log = logging.getLogger("manyray.refill")
+
+READ_TIMEOUT_S = 30.0
+_LOG_EVERY_S = 2.0
+_RECORDS_AT_ONCE = 16  # a record has up to half a megabyte
+
+
+def vectors_by_fingerprint(record: bytes, version: str) -> dict[bytes, bytes]:
+    """What a record of the `vectors` topic holds for a version: empty if it is another version's."""
+    message = Vectors.FromString(record)
+    if message.version != version:
+        return {}
+    size = message.dims * 4
+    blob = message.vectors
+    return {
+        fingerprint: blob[index * size : (index + 1) * size]
+        for index, fingerprint in enumerate(split_fingerprints(message.fingerprints))
+    }
+
+
+def refill(table: Table, settings: Settings, topics: Topics, partition: int, metrics: Metrics) -> bool:
+    """Read `vectors` from the table's offset to the end as it is now; False if `restore_wait_s` was over before that.
+
+    What is missing then comes through the agent, and look-ups miss meanwhile: they cost compute, not correctness.
+
+    Raises:
+        Retry: the brokers did not answer in time.
+        Fatal: the table cannot be written.
+    """
+    topic, wait_s = topics.vectors, settings.restore_wait_s
+    consumer = clients.reader(settings)
+    began_s = clock.monotonic_s()
+    logged_s, count = began_s, 0
+    try:
+        low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_TIMEOUT_S)
+        # Outside the topic's range: it was trimmed, or made anew. Either way all that there is, is read.
+        start = table.offset if low <= table.offset <= end else low
+        if start >= end:
+            return True
+        consumer.assign([TopicPartition(topic, partition, start)])
+        while clock.monotonic_s() - began_s < wait_s:
+            for message in consumer.consume(_RECORDS_AT_ONCE, 0.2):
+                error = message.error()
+                offset = message.offset() or 0
+                if error is None:
+                    found = vectors_by_fingerprint(message.value() or b"", topics.version)
+                    table.put_many(found, offset + 1)
+                    count += len(found)
+                    metrics.table_refilled.inc(len(found))
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                elif offset >= end:
+                    table.put_many({}, offset)
+                    _report(partition, count, clock.monotonic_s() - began_s)
+                    return True
+            if clock.monotonic_s() - logged_s > _LOG_EVERY_S:
+                logged_s = clock.monotonic_s()
+                share = (table.offset - start) / (end - start)
+                _log.info("partition %d: table refilled to %.0f %%, %d vectors", partition, share * 100, count)
+    except KafkaException as error:
+        raise Retry(f"vectors of {topic}/{partition}: {error.args[0].str()}") from None
+    finally:
+        consumer.close()
+    _log.warning("partition %d: table not whole after restore_wait_s = %.0f s; misses until it is", partition, wait_s)
+    return False
+
+
+def _report(partition: int, count: int, seconds: float) -> None:
+    if count:
+        _log.info("partition %d: %d vectors refilled in %.1f s", partition, count, seconds)

@@ -1,0 +1,119 @@
+"""A transactional producer whose every failure is Retry or Fatal, and whose one cure is to be built anew.
+
+librdkafka tells abortable, retriable, fenced and timed-out errors apart. We do not need to: a new producer with the
+same transactional id ends whatever the old one left open (`init_transactions` waits for it), and the caller then
+reads from Kafka what was committed. That also covers results that stay unknown (librdkafka has no KIP-890).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from schemas.errors import Fatal, Retry
+from streams import clients, clock
+from streams.metrics import Metrics
+from streams.settings import Settings
+
+_log = logging.getLogger("manyray.transactions")
+
+INIT_TIMEOUT_S = 60.0
+_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+
+
+class TransactionalProducer:
+    """One transactional id's producer; used by one thread."""
+
+    def __init__(self, settings: Settings, transactional_id: str, metrics: Metrics) -> None:
+        self._settings = settings
+        self._id = transactional_id
+        self._metrics = metrics
+        self._began_s = 0.0
+        self._producer: Producer | None = None
+
+    def open(self) -> None:
+        """Build the producer anew: fences an older one of the same id, and ends its open transaction.
+
+        Raises:
+            Retry: the brokers did not answer in time.
+            Fatal: this id may not be used.
+        """
+        self.close()
+        self._producer = clients.producer(self._settings, self._id)
+        self._call(self._producer.init_transactions, INIT_TIMEOUT_S)
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self._began_s = clock.perf_s()
+        self._call(self._opened.begin_transaction)
+
+    def produce(self, topic: str, value: bytes | None, **record: Any) -> None:
+        """Queue one record of the transaction; a full queue is waited for, which bounds memory."""
+        producer = self._opened
+        while True:
+            try:
+                producer.produce(topic, value, **record)
+            except BufferError:
+                # Records time out after delivery.timeout.ms at the latest, so this ends.
+                producer.poll(0.05)
+            except KafkaException as error:
+                raise self._classify(error) from None
+            else:
+                return
+
+    def produce_keyed(self, topic: str, records: list[dict[str, bytes]]) -> None:
+        """Queue records of `key` and `value` at once: a call for many costs half of a call for each."""
+        producer = self._opened
+        while records:
+            try:
+                producer.produce_batch(topic, records)
+            except BufferError:
+                producer.poll(0.05)
+            except KafkaException as error:
+                raise self._classify(error) from None
+            # What did not fit in the queue is marked; the rest is queued.
+            records = [record for record in records if record.pop("_error", None) is not None]
+            if records:
+                producer.poll(0.05)
+
+    def commit(self, offsets: Sequence[TopicPartition] = (), group: object = None) -> None:
+        """Commit, together with a consumer group's offsets if given.
+
+        Raises:
+            Retry: nothing, or perhaps all, of it was committed: call `open`, then read what was.
+            Fatal: this producer may never write again: another one has taken its place.
+        """
+        if offsets:
+            self._call(self._opened.send_offsets_to_transaction, list(offsets), group)
+        self._call(self._opened.commit_transaction)
+        self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
+
+    def close(self) -> None:
+        """Drop the producer and what it has not sent; an open transaction is left to be ended by the next one."""
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer.poll(0)
+            self._producer = None
+
+    @property
+    def _opened(self) -> Producer:
+        if self._producer is None:
+            raise Retry(f"producer {self._id} is not open")
+        return self._producer
+
+    def _call(self, call: Any, *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except KafkaException as error:
+            raise self._classify(error) from None
+
+    def _classify(self, exception: KafkaException) -> Exception:
+        error: KafkaError = exception.args[0]
+        self._metrics.transaction_failures.inc()
+        if error.code() in _FENCED:
+            return Fatal(f"another process has taken over {self._id}: this one stops, so that nothing is doubled")
+        if error.code() in (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
+            return Fatal(f"not allowed to write as {self._id}: {error.str()}; grant it in the ACLs")
+        _log.warning("transaction of %s failed, to be retried: %s", self._id, error.str())
+        return Retry(f"transaction of {self._id}: {error.str()}")

@@ -1,0 +1,331 @@
+"""The supervisor behind `manyray up`: the embedded broker and the roles, each a process, kept alive and stopped in order.
+
+The order of stopping is the flow's: ingest first, so that what it has passed on is still worked off by the others.
+"""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from schemas.errors import Fatal
+from streams import clock
+from streams.broker import Broker, DataDirLock
+from streams.metrics import RESTARTS_VARIABLE
+from streams.settings import PREFIX, Settings
+from streams.topics import check_topics, create_topics
+from streams.version import version_of
+
+_log = logging.getLogger("manyray.up")
+
+ROLES = ("ingest", "dedup", "encode")
+STOP_WAIT_S = 20.0
+RESTARTS_MAX = 5
+RESTARTS_WINDOW_S = 60.0
+BACKOFF_S = 0.5
+
+# Set for the processes started here; two underscores, so they are no settings.
+_SETTINGS_VARIABLE = "MANYRAY__SETTINGS"
+_NAME_VARIABLE = "MANYRAY__NAME"
+
+_LEVELS = ("debug", "info", "warning", "error")
+_LOGGED = re.compile(r"\d\d:\d\d:\d\d \S+ (debug|info|warning|error|critical) (.*)")  # manyray/logs.py writes it
+_ENDED = "manyray: "  # begins the one line that a command ends with when it fails
+
+
+def inherited_settings() -> Settings | None:
+    """The settings handed over by `manyray up`, which are then gone from the environment; None for other processes."""
+    text = os.environ.pop(_SETTINGS_VARIABLE, None)
+    return Settings.model_validate_json(text) if text else None
+
+
+def process_name() -> str:
+    """The name that `manyray up` gave this process, such as `dedup-2`; empty for other processes."""
+    return os.environ.get(_NAME_VARIABLE, "")
+
+
+def _handed_over(settings: Settings) -> str:
+    """All settings, secrets included, as JSON: in the environment, which no other user can read."""
+    values = settings.model_dump(mode="json")
+    return Settings.model_construct(**{**values, "salt": settings.salt.get_secret_value()}).model_dump_json(
+        warnings=False
+    )
+
+
+class RoleProcess:
+    """One process of a role, started again when it dies: 5 times within a minute, then it is given up.
+
+    A process that dies before it was ever ready is given up at once, as what is wrong will not mend itself.
+    """
+
+    def __init__(self, role: str, name: str, settings: Settings, changed: threading.Condition) -> None:
+        """`changed` is notified of every change of the three attributes below."""
+        self.role = role
+        self.name = name
+        self.ready = False
+        self.metrics_url = ""
+        self.failure: Fatal | None = None
+        self._changed = changed
+        self._level = settings.log_level
+        # What is logged at info tells when a process is ready, so it is never less; `_take` drops the rest.
+        seen = settings.model_copy(update={"log_level": "debug" if settings.log_level == "debug" else "info"})
+        self._environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(PREFIX)},
+            "PYTHONUNBUFFERED": "1",
+            _SETTINGS_VARIABLE: _handed_over(seen),
+            _NAME_VARIABLE: name,
+        }
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+        self._last_words = ""
+        self._was_ready = False
+        # The thread that starts a process outlives it: Linux would end the process with the thread.
+        self._thread = threading.Thread(target=self._keep_alive, name=f"manyray-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the process; `ready` says when it has its partitions."""
+        self._thread.start()
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the process and all that it started; SIGTERM and SIGKILL are not followed by a new start."""
+        self._stopping.set()
+        process = self._process
+        if process is not None and process.poll() is None:
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:  # it ended just now
+                return
+
+    def join(self, wait_s: float) -> bool:
+        """Wait for its end, at most `wait_s`; say whether it has ended."""
+        self._thread.join(max(0.0, wait_s))
+        return not self._thread.is_alive()
+
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 before it is started."""
+        return self._process.pid if self._process else 0
+
+    def _keep_alive(self) -> None:
+        restarts = 0
+        recent: deque[float] = deque(maxlen=RESTARTS_MAX)
+        while not self._stopping.is_set():
+            code = self._run_once(restarts)
+            if self._stopping.is_set():
+                return
+            how = self._last_words or _describe(code)
+            if not self._was_ready:
+                self._set(failure=Fatal(self._last_words or f"{self.name} could not start: {how}"))
+                return
+            if len(recent) == RESTARTS_MAX and clock.monotonic_s() - recent[0] < RESTARTS_WINDOW_S:
+                died = f"{self.name} died {RESTARTS_MAX + 1} times within {RESTARTS_WINDOW_S:.0f} s"
+                self._set(failure=Fatal(f"{died}: {how}; see its log lines above"))
+                return
+            wait_s = BACKOFF_S * 2 ** sum(clock.monotonic_s() - one < RESTARTS_WINDOW_S for one in recent)
+            recent.append(clock.monotonic_s())
+            restarts += 1
+            _log.warning("%s ended (%s): starting it again in %.1f s, restart %d", self.name, how, wait_s, restarts)
+            self._stopping.wait(wait_s)
+
+    def _run_once(self, restarts: int) -> int:
+        """Run the process to its end, forwarding what it says, and return its exit code."""
+        self._last_words = ""
+        self._process = subprocess.Popen(
+            # -P: a folder `schemas` in the user's working folder must not hide ours.
+            [sys.executable, "-P", "-m", "manyray", self.role],
+            env={**self._environment, RESTARTS_VARIABLE: str(restarts), "MANYRAY__PARENT": str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            process_group=0,  # Ctrl-C reaches the supervisor alone, which stops the roles in order
+        )
+        with self._process as process:
+            if self._stopping.is_set():  # `send` may have come before there was a process to signal
+                process.terminate()
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._take(line.rstrip("\n"))
+        self._set(ready=False, metrics_url="")
+        return process.returncode
+
+    def _take(self, line: str) -> None:
+        """Read one line of the process: what it tells of its state is kept, and what is to be seen forwarded."""
+        if line.startswith(_ENDED):
+            self._last_words = line.removeprefix(_ENDED)
+            return
+        logged = _LOGGED.fullmatch(line)
+        level, message = logged.groups() if logged else ("error", line)
+        if message.startswith("metrics on "):
+            self._set(metrics_url=message.removeprefix("metrics on "))
+        elif message.startswith("ready"):
+            self._was_ready = True
+            self._set(ready=True)
+        if level not in _LEVELS[: _LEVELS.index(self._level)]:
+            sys.stderr.write(line + "\n")
+
+    def _set(self, **state: Any) -> None:
+        with self._changed:
+            for name, value in state.items():
+                setattr(self, name, value)
+            self._changed.notify_all()
+
+
+def _describe(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class Pipeline:
+    """A whole pipeline as processes of this machine, for as long as the `with` block runs.
+
+    The embedded broker runs on `settings.data_dir` unless `settings.bootstrap_servers` names others; its topics are
+    created, those of others only checked. `roles` says how many processes of each; one of each if it is not given.
+    """
+
+    def __init__(self, settings: Settings, roles: Mapping[str, int] | None = None) -> None:
+        self.settings = settings
+        """As given; with `bootstrap_servers` filled in once it has started."""
+        self._roles = dict(roles) if roles is not None else dict.fromkeys(ROLES, 1)
+        if unknown := set(self._roles) - set(ROLES):
+            raise Fatal(f"unknown role {unknown.pop()}: roles are {', '.join(ROLES)}")
+        self._changed = threading.Condition()
+        self._processes: list[RoleProcess] = []
+        self._started = dict.fromkeys(ROLES, 0)
+        self._broker: Broker | None = None
+        self._lock: DataDirLock | None = None
+
+    def __enter__(self) -> "Pipeline":
+        """Start everything, without waiting for it to be ready.
+
+        Raises:
+            Fatal: the data directory is in use, the broker cannot start or does not answer, or a topic is wrong.
+        """
+        version = version_of(self.settings)  # a wrong model is told before anything has started
+        try:
+            self._start_broker()
+            if self._broker is not None:
+                created = create_topics(self.settings, version)
+                _log.info("broker on %s, %d topics created", self.bootstrap_servers, len(created))
+            check_topics(self.settings, version)
+            for role, count in self._roles.items():
+                for _ in range(count):
+                    self.start_role(role)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where its brokers are, HOST:PORT[,HOST:PORT]."""
+        return self.settings.bootstrap_servers
+
+    @property
+    def metrics_urls(self) -> dict[str, str]:
+        """The Prometheus endpoints of the processes that run, by name: ingest, dedup, dedup-2, encode..."""
+        return {process.name: process.metrics_url for process in self._processes if process.metrics_url}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids by name, as in `metrics_urls`."""
+        return {process.name: process.pid for process in self._processes}
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Wait until every process holds its partitions.
+
+        Raises:
+            Fatal: one of them failed, or they did not get ready in time.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: any(one.failure for one in self._processes) or all(one.ready for one in self._processes),
+                timeout_s,
+            )
+        self.raise_failure()
+        if late := [process.name for process in self._processes if not process.ready]:
+            raise Fatal(f"{', '.join(late)} not ready after {timeout_s:.0f} s: see the log, or --log-level debug")
+
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until `stop` is set.
+
+        Raises:
+            Fatal: a process was given up.
+        """
+        while not stop.wait(0.2):
+            self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise the Fatal of the first process that was given up, or of the embedded broker; else do nothing."""
+        for process in self._processes:
+            if process.failure is not None:
+                raise process.failure
+
+    def start_role(self, role: str) -> None:
+        """Start one more process of a role."""
+        number = self._started[role] + 1
+        self._started[role] = number
+        port = self.settings.metrics_port and self.settings.metrics_port + len(self._processes)
+        name = role if number == 1 else f"{role}-{number}"
+        settings = self.settings.model_copy(update={"metrics_port": port})
+        process = RoleProcess(role, name, settings, self._changed)
+        self._processes.append(process)
+        process.start()
+
+    def stop_role(self, role: str, *, kill: bool = False, wait_s: float = STOP_WAIT_S) -> None:
+        """Stop every process of a role: SIGTERM, and after `wait_s` SIGKILL; with `kill` SIGKILL at once."""
+        self._stop([process for process in self._processes if process.role == role], kill, wait_s)
+
+    def stop(self) -> None:
+        """Stop the roles in the order of the flow, then the broker; within 20 s each. Nothing is left behind."""
+        try:
+            for role in ROLES:
+                self.stop_role(role)
+        finally:  # a second Ctrl-C ends the waiting
+            self._stop(list(self._processes), kill=True, wait_s=STOP_WAIT_S)
+            broker, self._broker = self._broker, None
+            lock, self._lock = self._lock, None
+            if broker is not None:
+                broker.stop()
+            if lock is not None:
+                lock.release()
+
+    def _stop(self, processes: list[RoleProcess], kill: bool, wait_s: float) -> None:
+        for process in processes:
+            process.send(signal.SIGKILL if kill else signal.SIGTERM)
+        deadline = clock.monotonic_s() + wait_s
+        for process in processes:
+            if not process.join(deadline - clock.monotonic_s()):
+                _log.warning("%s does not end within %.0f s: killing it", process.name, wait_s)
+                process.send(signal.SIGKILL)
+                process.join(wait_s)
+            self._processes.remove(process)
+
+    def _start_broker(self) -> None:
+        if not self.settings.bootstrap_servers:
+            self._broker = Broker.start(self.settings.data_dir)
+            self.settings = self.settings.model_copy(update={"bootstrap_servers": self._broker.bootstrap_servers})
+
+
+def run_up(settings: Settings, stop: threading.Event, on_ready: Callable[[Pipeline], None]) -> None:
+    """Run a whole pipeline until `stop` is set; `on_ready` is told when every role is ready.
+
+    Raises:
+        Fatal: it cannot start, or a role was given up.
+    """
+    with Pipeline(settings) as pipeline:
+        pipeline.wait_ready()
+        on_ready(pipeline)
+        pipeline.wait(stop)
