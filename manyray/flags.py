@@ -1,6 +1,5 @@
 """The flags that every command has, and the settings made of them."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,8 @@ import typer
 
 from manyray.logs import configure_logging
 from schemas.errors import Fatal
+from streams.handover import inherited_settings, process_name
 from streams.settings import Settings, load_settings
-from streams.up import inherited_settings, process_name
 
 P = ParamSpec("P")
 Command = Callable[Concatenate[Settings, P], None]
@@ -24,7 +23,7 @@ class BadUsage(Fatal):
     """A flag or a setting is wrong: exit code 2."""
 
 
-def _common(
+def _common(  # noqa: PLR0917 - called by names
     config: Annotated[
         Path | None,
         typer.Option("--config", help="settings file; manyray.toml here if there is one", rich_help_panel=_PANEL),
@@ -95,22 +94,16 @@ def _load(config: Path | None, assignments: list[str], **flags: object) -> Setti
 def with_settings(function: Command[P]) -> Callable[..., None]:
     """Give a command the common flags and hand it their `Settings`; logging is set up under the command's name."""
     common = inspect.signature(_common).parameters
-    signature = inspect.signature(function)
-    own = list(signature.parameters.values())[1:]
+    own = list(inspect.signature(function).parameters.values())[1:]
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *common.values())]
 
-    @functools.wraps(function)
     def command(**values: Any) -> None:
         settings = _common(**{name: values.pop(name) for name in common})
-        name = function.__name__.strip("_").replace("_", "-")
-        configure_logging(settings.log_level, process_name() or name)
+        configure_logging(settings.log_level, process_name() or command.__name__)
         cast(Callable[..., None], function)(settings, **values)
 
-    parameters = [
-        *own,
-        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in common.values()),
-    ]
-    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in own}
-    del command.__wrapped__  # type: ignore[attr-defined] - typing.get_type_hints would look through it
+    # What Typer makes the command line from.
+    command.__name__, command.__doc__ = function.__name__.replace("_", "-").strip("-"), function.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -1,11 +1,10 @@
-"""Logging: one line a record on stderr, `HH:MM:SS role level message`; never a post's text, never a secret."""
+"""Logging: one line a record on stderr, `HH:MM:SS role level message`; never a post's text, never a secret.
+
+`streams/up.py` reads these lines.
+"""
 
 import logging
-import re
 import sys
-
-LEVELS = ("debug", "info", "warning", "error", "critical")
-_LINE = re.compile(rf"\d\d:\d\d:\d\d \S+ ({'|'.join(LEVELS)}) (.*)", re.DOTALL)
 
 
 class _OneLine(logging.Formatter):
@@ -39,13 +38,3 @@ def configure_logging(level: str, role: str) -> None:
     logging.getLogger("manyray.kafka").setLevel(logging.DEBUG if debug else logging.CRITICAL)
     for name in ("faust", "mode", "aiokafka", "asyncio", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
-
-
-def parse_line(line: str) -> tuple[str, str] | None:
-    """Level and message of a line logged as above; None for any other line.
-
-    >>> parse_line("12:00:00 ingest info ready")
-    ('info', 'ready')
-    """
-    found = _LINE.fullmatch(line)
-    return (found[1], found[2]) if found else None

@@ -89,3 +89,8 @@ class JavaProcess:
         """Send a signal; nothing happens if it has ended."""
         assert self._process
         self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once, and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        self._ended.wait()

@@ -33,7 +33,7 @@ def resolve_jars(cache_dir: Path | None = None, progress: Callable[[str], None] 
 
     Raises `Fatal` if a jar cannot be downloaded, or is not the one that was pinned.
     """
-    folder = (cache_dir or default_cache_dir()) / f"kafka-{KAFKA_VERSION}"
+    folder = kafka_folder(cache_dir)
     digests = pinned()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock_file:
@@ -58,6 +58,11 @@ def resolve_jars(cache_dir: Path | None = None, progress: Callable[[str], None] 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/manyray`, or `~/.cache/manyray`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyray"
+
+
+def kafka_folder(cache_dir: Path | None = None) -> Path:
+    """Where the jars are kept, in `cache_dir` or `default_cache_dir()`: one folder for each version of Kafka."""
+    return (cache_dir or default_cache_dir()).resolve() / f"kafka-{KAFKA_VERSION}"
 
 
 def pinned() -> dict[str, str]:

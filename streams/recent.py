@@ -1,5 +1,7 @@
 """A bounded map from fingerprint to vector in RAM."""
 
+from collections import OrderedDict
+
 
 class RecentVectors:
     """Vectors by fingerprint, up to a number of bytes; at the limit the least recently used go.
@@ -11,16 +13,16 @@ class RecentVectors:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._vectors: dict[bytes, bytes] = {}  # in order of use, the oldest first
+        self._vectors: OrderedDict[bytes, bytes] = OrderedDict()  # a dict would scan its freed front on every eviction
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def get(self, fingerprint: bytes) -> bytes | None:
         """The vector, if it is held; it then counts as just used."""
-        vector = self._vectors.pop(fingerprint, None)
+        vector = self._vectors.get(fingerprint)
         if vector is not None:
-            self._vectors[fingerprint] = vector
+            self._vectors.move_to_end(fingerprint)
         return vector
 
     def put(self, fingerprint: bytes, vector: bytes) -> None:
@@ -29,4 +31,5 @@ class RecentVectors:
         self._bytes += len(vector) - len(before)
         self._vectors[fingerprint] = vector
         while self._bytes > self._bytes_max:
-            self._bytes -= len(self._vectors.pop(next(iter(self._vectors))))
+            _, oldest = self._vectors.popitem(last=False)
+            self._bytes -= len(oldest)

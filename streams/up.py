@@ -1,4 +1,4 @@
-"""The supervisor behind `manyray up`: the embedded broker and the roles, each a process, kept alive and stopped in order.
+"""The supervisor behind `manyray up`: embedded broker and roles, each a process, kept alive and stopped in order.
 
 The order of stopping is the flow's: ingest first, so that what it has passed on is still worked off by the others.
 """
@@ -10,16 +10,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from schemas.errors import Fatal
 from streams import clock
 from streams.broker import Broker, DataDirLock
+from streams.handover import environment_for
 from streams.metrics import RESTARTS_VARIABLE
-from streams.settings import PREFIX, Settings
+from streams.settings import Settings
 from streams.topics import check_topics, create_topics
 from streams.version import version_of
 
@@ -31,32 +33,9 @@ RESTARTS_MAX = 5
 RESTARTS_WINDOW_S = 60.0
 BACKOFF_S = 0.5
 
-# Set for the processes started here; two underscores, so they are no settings.
-_SETTINGS_VARIABLE = "MANYRAY__SETTINGS"
-_NAME_VARIABLE = "MANYRAY__NAME"
-
 _LEVELS = ("debug", "info", "warning", "error")
 _LOGGED = re.compile(r"\d\d:\d\d:\d\d \S+ (debug|info|warning|error|critical) (.*)")  # manyray/logs.py writes it
 _ENDED = "manyray: "  # begins the one line that a command ends with when it fails
-
-
-def inherited_settings() -> Settings | None:
-    """The settings handed over by `manyray up`, which are then gone from the environment; None for other processes."""
-    text = os.environ.pop(_SETTINGS_VARIABLE, None)
-    return Settings.model_validate_json(text) if text else None
-
-
-def process_name() -> str:
-    """The name that `manyray up` gave this process, such as `dedup-2`; empty for other processes."""
-    return os.environ.get(_NAME_VARIABLE, "")
-
-
-def _handed_over(settings: Settings) -> str:
-    """All settings, secrets included, as JSON: in the environment, which no other user can read."""
-    values = settings.model_dump(mode="json")
-    return Settings.model_construct(**{**values, "salt": settings.salt.get_secret_value()}).model_dump_json(
-        warnings=False
-    )
 
 
 class RoleProcess:
@@ -76,17 +55,12 @@ class RoleProcess:
         self._level = settings.log_level
         # What is logged at info tells when a process is ready, so it is never less; `_take` drops the rest.
         seen = settings.model_copy(update={"log_level": "debug" if settings.log_level == "debug" else "info"})
-        self._environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(PREFIX)},
-            "PYTHONUNBUFFERED": "1",
-            _SETTINGS_VARIABLE: _handed_over(seen),
-            _NAME_VARIABLE: name,
-        }
+        self._environment = environment_for(seen, name)
         self._stopping = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._last_words = ""
         self._was_ready = False
-        # The thread that starts a process outlives it: Linux would end the process with the thread.
+        # The thread that starts a process outlives it: Linux signals a parent's death when its *thread* ends.
         self._thread = threading.Thread(target=self._keep_alive, name=f"manyray-{name}", daemon=True)
 
     def start(self) -> None:
@@ -140,7 +114,7 @@ class RoleProcess:
         self._process = subprocess.Popen(
             # -P: a folder `schemas` in the user's working folder must not hide ours.
             [sys.executable, "-P", "-m", "manyray", self.role],
-            env={**self._environment, RESTARTS_VARIABLE: str(restarts), "MANYRAY__PARENT": str(os.getpid())},
+            env={**self._environment, RESTARTS_VARIABLE: str(restarts)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -170,7 +144,7 @@ class RoleProcess:
             self._was_ready = True
             self._set(ready=True)
         if level not in _LEVELS[: _LEVELS.index(self._level)]:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(line + "\n")  # in one write, so that the lines of several processes stay whole
 
     def _set(self, **state: Any) -> None:
         with self._changed:
@@ -198,9 +172,9 @@ class Pipeline:
             raise Fatal(f"unknown role {unknown.pop()}: roles are {', '.join(ROLES)}")
         self._changed = threading.Condition()
         self._processes: list[RoleProcess] = []
-        self._started = dict.fromkeys(ROLES, 0)
+        self._started: Counter[str] = Counter()
         self._broker: Broker | None = None
-        self._lock: DataDirLock | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> "Pipeline":
         """Start everything, without waiting for it to be ready.
@@ -210,10 +184,10 @@ class Pipeline:
         """
         version = version_of(self.settings)  # a wrong model is told before anything has started
         try:
-            self._start_broker()
-            if self._broker is not None:
-                created = create_topics(self.settings, version)
-                _log.info("broker on %s, %d topics created", self.bootstrap_servers, len(created))
+            self._held.enter_context(DataDirLock(self.settings.data_dir))
+            if not self.settings.bootstrap_servers:
+                self._start_broker()
+                create_topics(self.settings, version)
             check_topics(self.settings, version)
             for role, count in self._roles.items():
                 for _ in range(count):
@@ -243,20 +217,21 @@ class Pipeline:
         """The process ids by name, as in `metrics_urls`."""
         return {process.name: process.pid for process in self._processes}
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
-        """Wait until every process holds its partitions.
+    def wait_ready(self, timeout_s: float = 60.0, stop: threading.Event | None = None) -> None:
+        """Wait until every process holds its partitions, or `stop` is set.
 
         Raises:
             Fatal: one of them failed, or they did not get ready in time.
         """
+        deadline = clock.monotonic_s() + timeout_s
         with self._changed:
-            self._changed.wait_for(
-                lambda: any(one.failure for one in self._processes) or all(one.ready for one in self._processes),
-                timeout_s,
-            )
-        self.raise_failure()
-        if late := [process.name for process in self._processes if not process.ready]:
-            raise Fatal(f"{', '.join(late)} not ready after {timeout_s:.0f} s: see the log, or --log-level debug")
+            while late := [process.name for process in self._processes if not process.ready]:
+                self.raise_failure()
+                if stop is not None and stop.is_set():
+                    return
+                if clock.monotonic_s() > deadline:
+                    raise Fatal(f"{', '.join(late)} not ready after {timeout_s:.0f} s: --log-level debug tells more")
+                self._changed.wait(0.2)
 
     def wait(self, stop: threading.Event) -> None:
         """Wait until `stop` is set.
@@ -268,15 +243,17 @@ class Pipeline:
             self.raise_failure()
 
     def raise_failure(self) -> None:
-        """Raise the Fatal of the first process that was given up, or of the embedded broker; else do nothing."""
+        """Raise Fatal if the embedded broker has ended, or a process was given up; else do nothing."""
+        if self._broker is not None and not self._broker.alive():
+            raise Fatal(f"the embedded broker has ended: its log is in {self.settings.data_dir}/broker-1")
         for process in self._processes:
             if process.failure is not None:
                 raise process.failure
 
     def start_role(self, role: str) -> None:
         """Start one more process of a role."""
-        number = self._started[role] + 1
-        self._started[role] = number
+        self._started[role] += 1
+        number = self._started[role]
         port = self.settings.metrics_port and self.settings.metrics_port + len(self._processes)
         name = role if number == 1 else f"{role}-{number}"
         settings = self.settings.model_copy(update={"metrics_port": port})
@@ -295,12 +272,8 @@ class Pipeline:
                 self.stop_role(role)
         finally:  # a second Ctrl-C ends the waiting
             self._stop(list(self._processes), kill=True, wait_s=STOP_WAIT_S)
-            broker, self._broker = self._broker, None
-            lock, self._lock = self._lock, None
-            if broker is not None:
-                broker.stop()
-            if lock is not None:
-                lock.release()
+            self._broker = None
+            self._held.close()
 
     def _stop(self, processes: list[RoleProcess], kill: bool, wait_s: float) -> None:
         for process in processes:
@@ -314,18 +287,6 @@ class Pipeline:
             self._processes.remove(process)
 
     def _start_broker(self) -> None:
-        if not self.settings.bootstrap_servers:
-            self._broker = Broker.start(self.settings.data_dir)
-            self.settings = self.settings.model_copy(update={"bootstrap_servers": self._broker.bootstrap_servers})
-
-
-def run_up(settings: Settings, stop: threading.Event, on_ready: Callable[[Pipeline], None]) -> None:
-    """Run a whole pipeline until `stop` is set; `on_ready` is told when every role is ready.
-
-    Raises:
-        Fatal: it cannot start, or a role was given up.
-    """
-    with Pipeline(settings) as pipeline:
-        pipeline.wait_ready()
-        on_ready(pipeline)
-        pipeline.wait(stop)
+        self._broker = self._held.enter_context(Broker.start(self.settings.data_dir, log=_log.info))
+        self.settings = self.settings.model_copy(update={"bootstrap_servers": self._broker.bootstrap_servers})
+        _log.info("embedded broker on %s", self.bootstrap_servers)

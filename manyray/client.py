@@ -1,0 +1,220 @@
+"""The client: publish posts, subscribe to embeddings, or do both at once with `embed`."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+import numpy as np
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from manyray.embedding_call import collect
+from manyray.rays import find_embeddings_topic, list_partitions
+from manyray.subscription import Subscription
+from schemas.embedding import Matrix
+from schemas.errors import Fatal, Reject, Retry
+from schemas.post import Post, encode_post
+from streams import clients, clock
+from streams.settings import Settings, load_settings
+
+AnyPost = Post | tuple[str, str] | Mapping[str, Any] | str
+
+_POLL_EVERY = 500  # posts between two looks at delivery errors and two calls of `on_progress`
+_FLUSH_S = 0.2
+
+
+def connect(bootstrap_servers: str | None = None, *, config: str | Path | None = None, **settings: object) -> "Client":
+    """Connect to a pipeline: to the brokers given, else those of `manyray.toml` and the environment, else the
+    embedded broker that `manyray up` runs on the data directory.
+
+    `config` names another settings file; `settings` are any of its keys, such as `model="hash"`, and win over it.
+
+    Raises:
+        Fatal: a setting is wrong, or no broker answers.
+    """
+    path = Path(config) if config is not None else None
+    return Client(load_settings(path, bootstrap_servers=bootstrap_servers, **settings))
+
+
+class Client:
+    """A connection to a pipeline, and a context manager that closes it. Used by one thread.
+
+    with manyray.connect() as client:
+        client.publish([("1", "hello")])
+        for batch in client.subscribe("textray", group="mine"):
+            print(batch.ids, batch.vectors.shape)
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Use `connect`. Raises Fatal if no broker answers."""
+        self.settings = settings
+        self._producer: Producer | None = None
+        self._subscriptions: list[Subscription] = []
+        self._failed: list[KafkaError] = []
+        list_partitions(settings)
+
+    def publish(
+        self,
+        posts: Iterable[AnyPost],
+        topic: str | None = None,
+        *,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> int:
+        """Publish posts and return how many, after the brokers have them all.
+
+        A post is a `Post`, a tuple (id, text), a mapping with `id` and `text`, or a text alone, which gets a random
+        id. `topic` is the first of the setting posts_topics if not given. Any iterable will do: at most 256 MiB wait
+        to be sent. `on_progress` is told now and then how many were taken so far. What a post holds is judged by the
+        pipeline: bad ones come out in the topic `rejected`.
+
+        Raises:
+            Reject: something among `posts` is no post; all before it were published.
+            Retry: some posts were not delivered; publishing them again computes nothing twice.
+            Fatal: the topic is missing, or may not be written to.
+        """
+        topic = topic or self.settings.posts_topics[0]
+        if topic not in list_partitions(self.settings):
+            raise Fatal(f"topic {topic} is missing: run `manyray topics create`")
+        count = 0
+        try:
+            for count, post in enumerate(map(to_post, posts), 1):  # noqa: B007 - the last one counts
+                self._produce(topic, post)
+                if count % _POLL_EVERY == 0:
+                    self._poll(0)
+                    on_progress(count)
+        finally:
+            self._flush()
+        on_progress(count)
+        return count
+
+    def subscribe(
+        self,
+        ray: str,
+        group: str,
+        *,
+        start: Literal["earliest", "latest"] = "earliest",
+        batch_posts: int = 500,
+        wait_s: float = 0.2,
+        idle_s: float | None = None,
+    ) -> Subscription:
+        """Iterate over batches of a ray's embeddings, as a member of the consumer group `group`.
+
+        `ray` is `textray@<version>`, or `textray` for the version that the settings name, else the only one there is.
+        `start` says where a new group begins. A batch has at most `batch_posts` embeddings, and fewer if no more
+        arrive within `wait_s`. The iteration is endless, or ends when nothing arrived for `idle_s`. Only what was
+        consumed is committed: see `Subscription`.
+
+        Raises:
+            Fatal: there is no such ray, or it has several versions.
+        """
+        topic = find_embeddings_topic(self.settings, ray)
+        consumer = clients.consumer(self.settings, group, auto_offset_reset=start)
+        subscription = Subscription(
+            consumer,
+            topic,
+            batch_posts=batch_posts,
+            wait_s=wait_s,
+            idle_s=idle_s,
+            on_close=self._subscriptions.remove,
+        )
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def embed(self, texts: Sequence[str], timeout_s: float = 60.0) -> Matrix:
+        """Publish texts and wait for their vectors: float32, shape (len(texts), dims), row i for texts[i].
+
+        Without texts the shape is (0, 0), as only an answer tells dims. Everything that arrives meanwhile is read, so
+        this is for moments and small numbers: to follow a stream, `publish` and `subscribe`.
+
+        Raises:
+            Reject: a text was rejected; the error names its index. The others are computed all the same, so that a
+                second call without it is answered from the table.
+            Retry: not all came within `timeout_s`.
+            Fatal: a topic is missing.
+        """
+        if isinstance(texts, str):
+            raise Reject("malformed", "embed takes a list of texts, not one text: embed([text])")
+        if not texts:
+            return np.empty((0, 0), dtype=np.float32)
+        prefix = f"embed-{clock.random_id()}-"
+        posts = [to_post((f"{prefix}{index}", text), index) for index, text in enumerate(texts)]
+        return collect(self.settings, posts, lambda: self.publish(posts), timeout_s)
+
+    def close(self, *, commit: bool = True) -> None:
+        """Close its subscriptions too; unless `commit` is False their last batches count as consumed."""
+        for subscription in list(self._subscriptions):
+            subscription.close(commit=commit)
+        self._producer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after an exception the last batches of its subscriptions are not committed."""
+        self.close(commit=kind is None)
+
+    def _produce(self, topic: str, post: Post) -> None:
+        if self._producer is None:
+            self._producer = clients.producer(self.settings)
+        value, key = encode_post(post), post.id.encode()
+        while True:
+            try:
+                self._producer.produce(topic, value, key, on_delivery=self._on_delivery)
+            except BufferError:
+                self._poll(0.1)  # ends: what waits is delivered, or fails after delivery.timeout.ms
+            except KafkaException as error:
+                raise Reject("text_too_long", f"a post cannot be sent: {error.args[0].str()}") from None
+            else:
+                return
+
+    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._failed.append(error)
+
+    def _poll(self, wait_s: float) -> None:
+        """Serve delivery reports; raise if there are failures among them."""
+        if self._producer is None:
+            return
+        self._producer.poll(wait_s)
+        if not self._failed:
+            return
+        self._producer.purge()
+        self._producer.flush(_FLUSH_S)
+        failed, self._failed, self._producer = self._failed, [], None
+        first = failed[0]
+        if first.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise Fatal(f"not allowed to publish: {first.str()}; grant it in the ACLs")
+        raise Retry(f"{len(failed)} posts were not delivered ({first.str()}): publish them again")
+
+    def _flush(self) -> None:
+        while self._producer is not None and len(self._producer):
+            self._poll(_FLUSH_S)
+        self._poll(0)
+
+
+def to_post(post: AnyPost, index: int | None = None) -> Post:
+    """Make a post of what `publish` takes.
+
+    Raises:
+        Reject: it cannot be one.
+    """
+    which = "a post" if index is None else f"text {index}"
+    match post:
+        case Post():
+            made = post
+        case str():
+            made = Post(clock.random_id(), post)
+        case (str(post_id), str(text)):
+            made = Post(post_id, text)
+        case {"id": str(post_id), "text": str(text)}:
+            made = Post(post_id, text)
+        case _:
+            raise Reject("malformed", f"{which} is no Post, (id, text), {{id, text}} or text, of strings: {type(post)}")
+    try:
+        msgspec.json.encode(made)
+    except UnicodeEncodeError:
+        raise Reject("not_utf8", f"{which} has a lone surrogate, which UTF-8 cannot hold") from None
+    return made

@@ -1,0 +1,88 @@
+"""Waiting for the embeddings of some posts, without a consumer group."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from confluent_kafka import KafkaException, Message, TopicPartition
+
+from manyray.rays import find_embeddings_topic, list_partitions
+from manyray.subscription import read_batch
+from schemas.embedding import Matrix
+from schemas.errors import Fatal, Reject, Retry
+from schemas.post import Post
+from streams import clients, clock
+from streams.settings import Settings
+from streams.topics import Topics
+
+_RECORDS = 1_000
+_WAIT_S = 0.05
+_OFFSET_TIMEOUT_S = 10.0
+
+
+def collect(settings: Settings, posts: Sequence[Post], publish: Callable[[], object], timeout_s: float) -> Matrix:
+    """Call `publish`, which sends the posts, and return their vectors in the order of `posts`: shape (n, dims).
+
+    Raises:
+        Reject: a post was rejected; the first is named by its index.
+        Retry: not all came within `timeout_s`.
+        Fatal: a topic is missing.
+    """
+    topic = find_embeddings_topic(settings, settings.ray)
+    rejected = Topics.of(settings, "").rejected
+    consumer = clients.reader(settings)
+    try:
+        # Where the topics end before the posts are sent: what is made of them comes after.
+        consumer.assign(_ends(settings, consumer.get_watermark_offsets, (topic, rejected)))
+        deadline_s = clock.monotonic_s() + timeout_s
+        publish()
+        index_of = {post.id: index for index, post in enumerate(posts)}
+        rows: dict[int, Matrix] = {}
+        refused: dict[int, Reject] = {}
+        while len(rows) + len(refused) < len(posts):
+            if clock.monotonic_s() > deadline_s:
+                missing = len(posts) - len(rows) - len(refused)
+                raise Retry(
+                    f"{missing} of {len(posts)} texts had no embedding after {timeout_s:.0f} s: see whether ingest, "
+                    "dedup and encode run with these settings (`manyray up`), or raise timeout_s"
+                )
+            messages = consumer.consume(_RECORDS, _WAIT_S)
+            batch = read_batch(message for message in messages if message.error() or message.topic() == topic)
+            for row, post_id in enumerate(batch.ids if batch else ()):
+                if batch and (index := index_of.get(post_id)) is not None:
+                    rows[index] = batch.vectors[row]
+            for message in messages:
+                if not message.error() and message.topic() == rejected:
+                    index = index_of.get((message.key() or b"").decode("utf-8", "replace"))
+                    if index is not None:
+                        refused[index] = _reason(message, index)
+    finally:
+        consumer.close()
+    if refused:
+        raise refused[min(refused)]
+    return np.stack([rows[index] for index in range(len(posts))])
+
+
+def _ends(
+    settings: Settings, watermarks: Callable[..., tuple[int, int] | None], topics: Sequence[str]
+) -> list[TopicPartition]:
+    partitions = list_partitions(settings)
+    places: list[TopicPartition] = []
+    for topic in topics:
+        if topic not in partitions:
+            raise Fatal(f"topic {topic} is missing: run `manyray topics create`")
+        for partition in range(partitions[topic]):
+            place = TopicPartition(topic, partition)
+            try:
+                found = watermarks(place, timeout=_OFFSET_TIMEOUT_S)
+            except KafkaException as error:
+                raise Retry(f"end of {topic}/{partition}: {error.args[0].str()}") from None
+            if found is None:
+                raise Retry(f"end of {topic}/{partition}: no answer within {_OFFSET_TIMEOUT_S:.0f} s")
+            places.append(TopicPartition(topic, partition, found[1]))
+    return places
+
+
+def _reason(message: Message, index: int) -> Reject:
+    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+    reason = headers.get("manyray-reason", b"malformed").decode()
+    return Reject(reason, f"text {index}: {headers.get('manyray-detail', b'').decode('utf-8', 'replace')}")

@@ -1,0 +1,58 @@
+"""Which topics there are, and which of them a ray's name means."""
+
+from confluent_kafka import KafkaException
+
+from schemas.errors import Fatal
+from streams import clients
+from streams.settings import Settings
+from streams.topics import Topics
+from streams.version import version_of
+
+_TIMEOUT_S = 10.0
+
+
+def list_partitions(settings: Settings) -> dict[str, int]:
+    """The partition count of every topic that can be seen, by name.
+
+    Raises:
+        Fatal: no broker answers.
+    """
+    try:
+        topics = clients.admin_client(settings).list_topics(timeout=_TIMEOUT_S).topics
+    except KafkaException:
+        raise clients.no_broker(settings) from None
+    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+
+
+def find_embeddings_topic(settings: Settings, ray: str) -> str:
+    """The topic of `<ray>@<version>`, or of `<ray>`: the version of the settings, else the only one there is.
+
+    Raises:
+        Fatal: there is none, or there are several and the settings name none of them.
+    """
+    name, _, version = ray.partition("@")
+    existing = list_partitions(settings)
+    prefix = f"embeddings.{name}."
+    versions = sorted(topic.removeprefix(prefix) for topic in existing if topic.startswith(prefix))
+    if not versions:
+        rays = sorted({topic.split(".")[1] for topic in existing if topic.startswith("embeddings.")})
+        known = f"there are {', '.join(rays)}" if rays else "there is none yet: run `manyray topics create`"
+        raise Fatal(f"no ray {name} on these brokers; {known}")
+    wanted = version or _own_version(settings, name) or versions[0]
+    if version and version not in versions:
+        raise Fatal(f"ray {name} has no version {version}; there are {', '.join(versions)}")
+    if wanted not in versions and len(versions) == 1:
+        wanted = versions[0]
+    elif wanted not in versions or (not version and len(versions) > 1 and wanted != _own_version(settings, name)):
+        raise Fatal(f"ray {name} has several versions: choose one as {name}@{f' or {name}@'.join(versions)}")
+    return prefix + wanted
+
+
+def _own_version(settings: Settings, ray: str) -> str:
+    """The version of the settings; empty if they are another ray's, or name a model that is not on this machine."""
+    if ray != settings.ray:
+        return ""
+    try:
+        return Topics.of(settings, version_of(settings)).version
+    except Fatal:
+        return ""

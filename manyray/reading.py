@@ -1,0 +1,150 @@
+"""Posts from files: plain lines, JSONL, CSV and TSV, read as a stream and never as a whole.
+
+What a post holds is not judged here: a post with an empty text is published, and comes out in `rejected` with its
+reason. A row from which no post can be made stops the reading, so that nothing is lost unseen.
+"""
+
+import csv
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import msgspec
+
+from schemas.errors import Fatal
+from schemas.post import Post
+from streams import clock
+
+Format = Literal["lines", "jsonl", "csv", "tsv"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+STDIN = "-"
+LINE_BYTES_MAX = 1_048_576  # no post may be that long; without a limit a binary file would be one line
+
+_SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+_STEM_CHARACTERS_MAX = 50  # so that an id stays below its 256 bytes
+
+
+class PostFile:
+    """The posts of one open file, in order; `bytes_read` says how far it is.
+
+    Plain lines: each line that is not blank is a text, and its id is `<file name>-<line number>`, the same whenever
+    the file is read (from stdin a new prefix each time). JSONL and CSV: `id_field` and `text_field` name the fields.
+    """
+
+    def __init__(self, name: str, file: BinaryIO, layout: Format, id_field: str = "id", text_field: str = "text"):
+        self.name = name
+        self.bytes_read = 0
+        self._file = file
+        self._layout: Format = layout
+        self._id_field = id_field
+        self._text_field = text_field
+
+    def __iter__(self) -> Iterator[Post]:
+        """Iterate over the posts, once.
+
+        Raises:
+            Fatal: a row that is no post; it names file, line and remedy.
+        """
+        parse: dict[Format, Callable[[], Iterator[Post]]] = {
+            "lines": self._from_lines,
+            "jsonl": self._from_jsonl,
+            "csv": lambda: self._from_csv(","),
+            "tsv": lambda: self._from_csv("\t"),
+        }
+        return parse[self._layout]()
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        r"""Numbered lines with their ends; only `\n` ends a line, as posts hold other characters that look like it."""
+        number = 0
+        while line := self._file.readline(LINE_BYTES_MAX + 1):
+            number += 1
+            if len(line) > LINE_BYTES_MAX:
+                raise self._bad(number, f"the line is longer than {LINE_BYTES_MAX} bytes: is this a text file?")
+            self.bytes_read += len(line)
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise self._bad(
+                    number, f"byte {error.start} is not UTF-8: convert the file, such as with iconv -t UTF-8"
+                ) from None
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+    def _from_lines(self) -> Iterator[Post]:
+        stem = self.name.encode("utf-8", "replace").decode()[:_STEM_CHARACTERS_MAX]
+        if self.name == STDIN:
+            stem = f"stdin-{clock.random_id()[:8]}"
+        for number, line in self._lines():
+            if text := line.removesuffix("\n").removesuffix("\r"):
+                yield Post(f"{stem}-{number}", text)
+
+    def _from_jsonl(self) -> Iterator[Post]:
+        for number, line in self._lines():
+            if not line.strip():
+                continue
+            try:
+                row: object = msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                raise self._bad(number, "not JSON: one object a line is wanted, or --format lines") from None
+            if not isinstance(row, dict):
+                raise self._bad(number, "not a JSON object with an id and a text; for plain lines --format lines")
+            yield self._post(number, row)
+
+    def _from_csv(self, delimiter: str) -> Iterator[Post]:
+        csv.field_size_limit(LINE_BYTES_MAX)
+        rows = csv.reader((line for _, line in self._lines()), delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, [])
+            for field, flag in ((self._id_field, "--id-field"), (self._text_field, "--text-field")):
+                if field not in header:
+                    raise self._bad(1, f"no column {field} among {', '.join(header) or 'none'}: name it with {flag}")
+            for row in rows:
+                if row and len(row) != len(header):
+                    raise self._bad(rows.line_num, f"{len(row)} columns, the header has {len(header)}")
+                if row:
+                    yield self._post(rows.line_num, dict(zip(header, row, strict=True)))
+        except csv.Error as error:
+            raise self._bad(rows.line_num, f"not CSV: {error}") from None
+
+    def _post(self, number: int, row: dict[Any, Any]) -> Post:
+        post_id, text = row.get(self._id_field), row.get(self._text_field)
+        if isinstance(post_id, int) and not isinstance(post_id, bool):
+            post_id = str(post_id)
+        for field, value, flag in (
+            (self._id_field, post_id, "--id-field"),
+            (self._text_field, text, "--text-field"),
+        ):
+            if not isinstance(value, str):
+                what = "no field" if field not in row else "no text in field"
+                raise self._bad(number, f"{what} {field}: correct the line, or name the field with {flag}")
+        return Post(str(post_id), str(text))
+
+    def _bad(self, number: int, what: str) -> Fatal:
+        where = "stdin" if self.name == STDIN else self.name
+        return Fatal(f"{where}:{number}: {what}")
+
+
+@contextmanager
+def open_posts(
+    path: str, layout: Format | None = None, id_field: str = "id", text_field: str = "text"
+) -> Generator[tuple[PostFile, int | None]]:
+    """The posts of a file, or of stdin for `-`, and its size in bytes (None for stdin and pipes).
+
+    The format is `layout`, else the file name's suffix says it (.jsonl, .ndjson, .csv, .tsv), else it is plain lines.
+
+    Raises:
+        Fatal: the file cannot be read.
+    """
+    if path == STDIN:
+        yield PostFile(STDIN, sys.stdin.buffer, layout or "lines", id_field, text_field), None
+        return
+    file = Path(path)
+    layout = layout or _SUFFIXES.get(file.suffix.lower(), "lines")
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise Fatal(f"{path} cannot be read: {error.strerror}") from None
+    with opened:
+        size = file.stat().st_size if file.is_file() else None
+        yield PostFile(file.stem if layout == "lines" else file.name, opened, layout, id_field, text_field), size

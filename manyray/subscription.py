@@ -1,0 +1,187 @@
+"""Subscribing: batches of embeddings, of which only what was consumed is committed."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from google.protobuf.message import DecodeError
+
+from schemas.embedding import Matrix, vectors_of
+from schemas.errors import Fatal, Retry
+from schemas.public_pb2 import FLOAT32, Embedding
+from streams import clock
+
+_log = logging.getLogger("manyray.subscription")
+
+_MOVED = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.FENCED_MEMBER_EPOCH,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError._ASSIGNMENT_LOST,
+}
+_REFUSED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
+_GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some embeddings of one version, in the order in which they were read.
+
+    ids: the posts' ids, n of them. vectors: float32, shape (n, dims), row i belongs to ids[i]. embeddings: the whole
+    records, for the rest (origin, source, times). deleted_ids: posts whose deletion was read (tombstones).
+    """
+
+    ids: list[str]
+    vectors: Matrix
+    embeddings: list[Embedding]
+    deleted_ids: list[str] = field(default_factory=list[str])
+
+    def __len__(self) -> int:
+        """How many embeddings it holds."""
+        return len(self.ids)
+
+
+class Subscription:
+    """An endless iterator of `Batch`es, as a member of a consumer group.
+
+    A batch counts as consumed, and is committed, when the next one is asked for, or when the subscription is closed.
+    If the loop's body raises, its batch is not committed, and comes again: so each embedding is seen at least once.
+    Leave it by the end of a `with` block, or by `close`. Used by one thread.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        topic: str,
+        *,
+        batch_posts: int = 500,
+        wait_s: float = 0.2,
+        idle_s: float | None = None,
+        on_close: Callable[["Subscription"], None] = lambda _: None,
+    ) -> None:
+        """Use `Client.subscribe`."""
+        self.topic = topic
+        self._consumer = consumer
+        self._batch_posts = batch_posts
+        self._wait_s = wait_s
+        self._idle_s = idle_s
+        self._on_close = on_close
+        self._handed_out: dict[int, int] = {}
+        self._closed = False
+        consumer.subscribe([topic])
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        """Commit the batch before, then wait for the next.
+
+        Raises:
+            Fatal: the topic is gone or may not be read, or holds a record that is no `Embedding`.
+            Retry: the batch before could not be committed; it comes again.
+            StopIteration: it is closed, or nothing arrived for `idle_s`.
+        """
+        idle_since_s = clock.monotonic_s()
+        while not self._closed:
+            self._commit()
+            batch = read_batch(self._consumer.consume(self._batch_posts, self._wait_s), self._handed_out)
+            if batch is not None:
+                return batch
+            if self._idle_s is not None and clock.monotonic_s() - idle_since_s > self._idle_s:
+                break
+        raise StopIteration
+
+    def close(self, *, commit: bool = True) -> None:
+        """Leave the group; unless `commit` is False the batch last handed out counts as consumed."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if commit:
+                self._commit()
+        finally:
+            self._on_close(self)
+            self._consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after an exception the batch last handed out is not committed."""
+        self.close(commit=kind is None)
+
+    def _commit(self) -> None:
+        if not self._handed_out:
+            return
+        offsets = [TopicPartition(self.topic, partition, offset) for partition, offset in self._handed_out.items()]
+        self._handed_out.clear()
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as exception:
+            error: KafkaError = exception.args[0]
+            if error.code() not in _MOVED:
+                raise Retry(f"consumed, but not committed, so it comes again: {error.str()}") from None
+            _log.warning("partitions moved to another member: what was consumed last may come again")
+
+
+def read_batch(messages: Iterable[Message], next_offsets: dict[int, int] | None = None) -> Batch | None:
+    """Decode records; None if there are none. `next_offsets` gets, by partition, the offset after the last.
+
+    Raises:
+        Fatal: as `Subscription.__next__`.
+    """
+    embeddings: list[Embedding] = []
+    deleted: list[str] = []
+    for message in messages:
+        if (error := message.error()) is not None:
+            _judge(error, message)
+            continue
+        if next_offsets is not None:
+            next_offsets[message.partition() or 0] = (message.offset() or 0) + 1
+        value = message.value()
+        if value is None:
+            deleted.append((message.key() or b"").decode("utf-8", "replace"))
+        else:
+            embeddings.append(decode_embedding(message, value))
+    if not embeddings and not deleted:
+        return None
+    if len({embedding.dims for embedding in embeddings}) > 1:
+        raise Fatal("vectors of several sizes in one topic: something other than Manyray writes to it")
+    # A copy: what `vectors_of` gives can only be read, which PyTorch warns of.
+    return Batch([one.post_id for one in embeddings], vectors_of(embeddings).copy(), embeddings, deleted)
+
+
+def decode_embedding(message: Message, value: bytes) -> Embedding:
+    """Decode one record of an embeddings topic.
+
+    Raises:
+        Fatal: it is no `Embedding` of float32 numbers.
+    """
+    try:
+        embedding = Embedding.FromString(value)
+    except DecodeError:
+        embedding = Embedding()
+    if embedding.dtype != FLOAT32 or len(embedding.vector) != 4 * embedding.dims or not embedding.dims:
+        where = f"{message.topic()}/{message.partition()} offset {message.offset()}"
+        raise Fatal(
+            f"record {where} is not an Embedding of float32 numbers: something else wrote it, or this client is "
+            "older than what did; to go on, move the group's offset past it"
+        )
+    return embedding
+
+
+def _judge(error: KafkaError, message: Message) -> None:
+    """Raise what ends the reading; librdkafka mends the rest by itself."""
+    if error.code() in _GONE:
+        raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
+    if error.code() in _REFUSED:
+        raise Fatal(f"not allowed to read {message.topic() or 'in this group'}: {error.str()}; grant it in the ACLs")
+    if error.code() != KafkaError._PARTITION_EOF:
+        _log.debug("%s", error.str())

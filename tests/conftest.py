@@ -1,0 +1,42 @@
+"""What the tests share: one embedded broker a session, settings of a ray of one's own, real posts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams import clock
+from streams.broker import Broker
+from streams.settings import Settings, load_settings
+
+TWEETEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tweeteval"
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Real Apache Kafka, one broker, for the whole session: tests keep apart by the names of their topics."""
+    with Broker.start(tmp_path_factory.mktemp("broker"), port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(broker: Broker, tmp_path: Path) -> Settings:
+    """Settings of a ray of this test alone, with the hash encoder."""
+    name = clock.random_id()
+    return load_settings(
+        bootstrap_servers=broker.bootstrap_servers,
+        data_dir=tmp_path / "data",
+        ray=f"ray{name}",
+        posts_topics=(f"posts{name}",),
+        model="hash",
+    )
+
+
+@pytest.fixture(scope="session")
+def tweets() -> list[str]:
+    """127,070 real tweets, one a line; 8 of the lines are empty."""
+    if not TWEETEVAL.is_dir():
+        pytest.skip(f"real posts are not here: put TweetEval under {TWEETEVAL}")
+    files = sorted(TWEETEVAL.glob("*/*_text.txt"))
+    # Tweets hold line separators other than \n, which str.splitlines would split at.
+    return [line for file in files for line in file.read_bytes().decode().split("\n")[:-1]]

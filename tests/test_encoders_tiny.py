@@ -1,0 +1,247 @@
+"""Tiny models with random weights, built here, give sentence-transformers' vectors whatever their shape."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from encoders import load_encoder, warm_up
+from encoders.batching import plan_batches
+from schemas.errors import Fatal
+
+TEXTS = [
+    "",
+    "a",
+    "The quick brown fox",
+    "jumps over the lazy dog " * 3,
+    "ÉTÉ 😀 naïve",
+    "[PAD] <pad> [MASK]",
+    "word " * 200,
+]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def save_tokenizer(folder, *, marks=True, most=40, **settings):
+    """Write a WordPiece tokenizer of one token a character, with [CLS] and [SEP] if `marks`."""
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters = [
+        "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ é É ï",
+        "the quick brown fox jumps over the lazy dog",
+    ]
+    trained.train_from_iterator(letters, trainers.WordPieceTrainer(vocab_size=150, special_tokens=SPECIAL))
+    if marks:
+        trained.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=most, **names, **settings)
+    tokenizer.save_pretrained(folder)
+
+
+def save_bert(folder, *, seed=0, **settings):
+    """Write a plain transformers folder: BERT of 2 layers of 32, 40 positions."""
+    torch.manual_seed(seed)
+    BertModel(BertConfig(vocab_size=150, max_position_embeddings=40, **SHAPE)).save_pretrained(folder)
+    save_tokenizer(folder, **settings)
+    return folder
+
+
+def save_sentence_bert(folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=None, options=None):
+    """Write a sentence-transformers folder around the tiny BERT, in the files of its first versions."""
+    save_bert(folder)
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "3_Dense"}
+    listed = [
+        {"idx": index, "name": str(index), "path": paths[kind], "type": f"sentence_transformers.models.{kind}"}
+        for index, kind in enumerate(modules)
+    ]
+    write(folder / "modules.json", listed)
+    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **(pooling or {})})
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False, **(options or {})})
+    return folder
+
+
+def write(path, value):
+    """Write JSON."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def ours(folder, texts=TEXTS, **settings):
+    """Encode with this project, in batches of several sizes."""
+    encoder = load_encoder(str(folder), device="cpu", **settings)
+    encoded = encoder.encode(encoder.tokenise(texts), 64)
+    assert encoded.vectors.shape == (len(texts), encoder.dims)
+    assert encoded.vectors.dtype == np.float32
+    assert encoded.vectors.flags.c_contiguous
+    return encoded.vectors
+
+
+def theirs(folder, texts=TEXTS):
+    """Encode with sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(texts, show_progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"pooling_mode_mean_tokens": True},
+        {"pooling_mode_cls_token": True},
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_lasttoken": True},
+        {"pooling_mode_mean_sqrt_len_tokens": True},
+        {"pooling_mode": "cls"},
+        {"pooling_mode": ["max", "cls"]},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("unit", [True, False])
+def test_every_pooling_gives_sentence_transformers_vectors(tmp_path, pooling, unit):
+    """Each pooling that is accepted is exact, with and without Normalize, alone and concatenated."""
+    modules = ("Transformer", "Pooling", "Normalize") if unit else ("Transformer", "Pooling")
+    folder = save_sentence_bert(tmp_path, modules=modules, pooling=pooling)
+    assert np.allclose(ours(folder), theirs(folder), atol=2e-6)
+
+
+def test_a_folder_without_modules_is_pooled_by_the_mean(tmp_path):
+    """A plain transformers folder: mean, not scaled to length 1, as sentence-transformers does."""
+    folder = save_bert(tmp_path)
+    assert np.allclose(ours(folder), theirs(folder), atol=2e-6)
+
+
+def test_a_folder_saved_by_sentence_transformers_is_read(tmp_path):
+    """The files of today's sentence-transformers say the same as those of its first versions."""
+    from sentence_transformers import SentenceTransformer
+
+    old = save_sentence_bert(tmp_path / "old", pooling={"pooling_mode_max_tokens": True})
+    SentenceTransformer(str(old), device="cpu").save(str(tmp_path / "new"))
+    assert np.array_equal(ours(old), ours(tmp_path / "new"))
+
+
+def test_lower_casing_that_a_folder_asks_for_is_done(tmp_path):
+    """do_lower_case makes case not matter, as in sentence-transformers."""
+    folder = save_sentence_bert(tmp_path, options={"do_lower_case": True})
+    vectors = ours(folder, ["ABC DEF", "abc def"])
+    assert np.array_equal(vectors[0], vectors[1])
+    assert np.allclose(ours(folder), theirs(folder), atol=2e-6)
+
+
+def test_positions_that_are_counted_from_the_padding_on(tmp_path):
+    """RoBERTa of 43 positions, 1 of them for padding, takes 42 tokens and not one more."""
+    torch.manual_seed(0)
+    config = RobertaConfig(vocab_size=150, max_position_embeddings=43, pad_token_id=0, **SHAPE)
+    RobertaModel(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, most=42)
+    assert np.allclose(ours(tmp_path), theirs(tmp_path), atol=2e-6)
+    ours(tmp_path, max_tokens=42)
+    with pytest.raises(Fatal, match=r"max_tokens=43 .* 42 positions"):
+        ours(tmp_path, max_tokens=43)
+
+
+def test_a_causal_model_is_pooled_by_its_last_token(tmp_path):
+    """A plain causal folder: the last token's vector, though we pad on the right and others on the left."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=150, max_position_embeddings=40, num_key_value_heads=2, pad_token_id=0, **SHAPE)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, marks=False, padding_side="left")
+    texts = TEXTS[1:]
+    assert np.allclose(ours(tmp_path, texts), theirs(tmp_path, texts), atol=2e-6)
+
+
+def test_a_text_of_no_tokens_has_a_vector(tmp_path):
+    """Without special tokens an empty text has no token at all: it is read as one padding token, and is finite."""
+    folder = save_bert(tmp_path, marks=False)
+    vectors = ours(folder, ["", "abc", ""])
+    assert np.isfinite(vectors).all()
+    assert np.allclose(vectors[0], vectors[2], atol=1e-6)
+
+
+def test_max_tokens_cuts_texts(tmp_path):
+    """No text has more than max_tokens tokens, and what is cut off does not matter."""
+    folder = save_bert(tmp_path)
+    encoder = load_encoder(str(folder), max_tokens=8, device="cpu")
+    tokens = encoder.tokenise(["a b c d e f", "a b c d e f g h i", ""])
+    assert tokens.lengths.tolist() == [8, 8, 2]
+    vectors = encoder.encode(tokens, 64).vectors
+    assert np.allclose(vectors[0], vectors[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("max_tokens", "said"), [(2, "raise it"), (41, "40 positions")])
+def test_max_tokens_that_cannot_be_are_refused(tmp_path, max_tokens, said):
+    """More than the model's positions, or no more than the special tokens: both are refused at load."""
+    with pytest.raises(Fatal, match=said):
+        ours(save_bert(tmp_path), max_tokens=max_tokens)
+
+
+def test_bfloat16_is_close_and_is_another_version(tmp_path):
+    """An explicit dtype is computed in on any device, comes out as float32, and has a version of its own."""
+    folder = save_sentence_bert(tmp_path)
+    full, half = ours(folder, dtype="float32"), ours(folder, dtype="bfloat16")
+    assert not np.allclose(full, half, atol=2e-6)
+    assert (full * half).sum(axis=1).min() > 0.99
+    versions = {load_encoder(str(folder), dtype=dtype, device="cpu").spec.version for dtype in ("float32", "bfloat16")}
+    assert len(versions) == 2
+
+
+def test_tokens_are_counted_as_planned(tmp_path):
+    """Tokens are the real ones; padded tokens are each batch's width times its count."""
+    encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
+    tokens = encoder.tokenise(TEXTS)
+    encoded = encoder.encode(tokens, 64)
+    plan = plan_batches(tokens.lengths, 64)
+    assert encoded.tokens == tokens.lengths.sum() == len(tokens.ids)
+    assert encoded.padded_tokens == sum(tokens.lengths[batch].max() * len(batch) for batch in plan)
+
+
+def test_no_texts_are_no_vectors(tmp_path):
+    """An empty window is (0, dims), and warming up changes nothing."""
+    encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
+    warm_up(encoder, 64)
+    assert encoder.encode(encoder.tokenise([]), 64).vectors.shape == (0, 32)
+
+
+def test_a_missing_weight_is_refused(tmp_path):
+    """transformers would fill it with random numbers; an absent pooler, never read, is fine."""
+    from safetensors.torch import load_file, save_file
+
+    path = save_bert(tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    expected = ours(tmp_path)
+    save_file(kept, path, {"format": "pt"})
+    assert np.array_equal(ours(tmp_path), expected)
+    del kept["encoder.layer.1.output.dense.weight"]
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(Fatal, match=r"1 weights lack, as encoder\.layer\.1\.output\.dense\.weight"):
+        ours(tmp_path)
+
+
+def test_broken_weights_are_refused_in_words(tmp_path):
+    """A cut file is a Fatal that names the folder, not a stack of another library's."""
+    path = save_bert(tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(Fatal, match=str(tmp_path)):
+        ours(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "tpu", "cuda:-1", ""])
+def test_a_device_that_is_not_here_is_refused(tmp_path, device):
+    """The message names the setting, its value, and what there is."""
+    with pytest.raises(Fatal, match=rf"device={device} .*cpu"):
+        load_encoder(str(save_bert(tmp_path)), device=device)

@@ -1,0 +1,162 @@
+"""What the pipeline must hold, with every stage in its own process on a real broker."""
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from schemas.content import normalise
+from streams.settings import Settings, load_settings
+from streams.topics import create_topics
+from streams.up import Pipeline
+from streams.version import version_of
+from tests.oracle import await_embeddings, post, read_embeddings, read_rejected, send
+
+pytestmark = pytest.mark.broker
+READY_S = 90.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """Posts with malformed records among them, and what is to come of them."""
+
+    values: list[bytes]
+    good_ids: set[str]
+    bad: list[tuple[bytes, str]]
+    contents: int
+
+
+MALFORMED = [
+    (b"{", "malformed"),
+    (b'{"id": "x", "text": "\xff"}', "not_utf8"),
+    (b'{"id": "", "text": "x"}', "no_id"),
+    (b'{"id": "x"}', "no_text"),
+    (b'{"id": "' + b"x" * 257 + b'", "text": "x"}', "id_too_long"),
+    (b'{"id": "x", "text": "' + b"x" * 70_000 + b'"}', "text_too_long"),
+    (b"", "no_value"),
+]
+
+
+def make_load(texts: list[str], prefix: str = "p") -> Load:
+    """Every text as a post, and after each hundredth one a malformed record."""
+    values, bad = [], []
+    good = {f"{prefix}{number}": text for number, text in enumerate(texts)}
+    for number, (post_id, text) in enumerate(good.items()):
+        values.append(post(post_id, text))
+        if not text:
+            bad.append((values[-1], "no_text"))
+        if number % 100 == 99:
+            value, reason = MALFORMED[number // 100 % len(MALFORMED)]
+            values.append(value)
+            bad.append((value, reason))
+    contents = {normalise(text) for text in texts if text}
+    return Load(values, {post_id for post_id, text in good.items() if text}, bad, len(contents))
+
+
+def start(settings: Settings, **roles: int) -> Pipeline:
+    """The roles as processes, one each unless said otherwise."""
+    create_topics(settings, version_of(settings))
+    return Pipeline(settings, roles={"ingest": 1, "dedup": 1, "encode": 1, **roles})
+
+
+def assert_exactly_once(settings: Settings, loads: list[Load]) -> None:
+    """The verdict, read from the start once nothing runs any more."""
+    seen = read_embeddings(settings)
+    expected = {post_id for load in loads for post_id in load.good_ids}
+    assert set(seen.ids) == expected
+    assert [post_id for post_id, count in seen.ids.items() if count != 1] == []
+    rejected = read_rejected(settings)
+    wanted = [bad for load in loads for bad in load.bad]
+    assert sorted(rejected.elements()) == sorted(wanted)
+
+
+def test_every_post_comes_out_exactly_once(settings: Settings, tweets: list[str]) -> None:
+    """Of 127,070 tweets and 1 % malformed records each good one is embedded once, each bad one rejected once,
+    and each distinct normalised content computed once.
+    """
+    load = make_load(tweets)
+    with start(settings) as pipeline:
+        pipeline.wait_ready(READY_S)
+        send(settings, load.values)
+        await_embeddings(settings, len(load.good_ids))
+    assert_exactly_once(settings, [load])
+    assert read_embeddings(settings).computed == load.contents
+
+
+def test_copies_sent_at_once_are_computed_once(settings: Settings) -> None:
+    """1,000 copies of one new post: one encode, 1,000 embeddings with one vector."""
+    with start(settings) as pipeline:
+        pipeline.wait_ready(READY_S)
+        send(settings, [post(f"copy{number}", "the same new post") for number in range(1_000)])
+        await_embeddings(settings, 1_000)
+    seen = read_embeddings(settings)
+    assert seen.ids.total() == 1_000
+    assert seen.computed == 1
+    assert len({vector.tobytes() for vector in seen.vectors.values()}) == 1
+
+
+def test_vectors_are_those_of_sentence_transformers(settings: Settings, tweets: list[str]) -> None:
+    """With MiniLM every vector has cosine >= 0.9999 with what sentence-transformers gives for the same text."""
+    from sentence_transformers import SentenceTransformer
+
+    from encoders.source import FolderSource, parse_source
+
+    texts = [text for text in tweets[:: len(tweets) // 2_000] if text][:2_000]
+    settings = settings.model_copy(update={"model": "minilm"})
+    with start(settings) as pipeline:
+        pipeline.wait_ready(READY_S)
+        send(settings, [post(str(number), text) for number, text in enumerate(texts)])
+        await_embeddings(settings, len(texts))
+    seen = read_embeddings(settings)
+    source = parse_source("minilm", "")
+    assert isinstance(source, FolderSource)
+    expected = SentenceTransformer(str(source.folder), device="cpu").encode(texts, normalize_embeddings=True)
+    ours = np.stack([seen.vectors[str(number)] for number in range(len(texts))])
+    ours = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    assert float((ours * expected).sum(axis=1).min()) >= 0.9999
+
+
+def test_a_restart_of_everything_loses_no_vector(tmp_path, tweets: list[str]) -> None:
+    """Broker and roles stopped and started between two runs of the same posts: the second computes nothing."""
+    settings = load_settings(data_dir=tmp_path / "data", model="hash")
+    for run, computes in (("first", True), ("second", False)):
+        load = make_load([text for text in tweets[:5_000] if text], run)
+        with Pipeline(settings) as pipeline:
+            pipeline.wait_ready(READY_S)
+            there = settings.model_copy(update={"bootstrap_servers": pipeline.bootstrap_servers})
+            send(there, load.values)
+            await_embeddings(there, len(load.good_ids) * (1 if computes else 2))
+            seen = read_embeddings(there)
+        assert seen.computed == load.contents  # over both runs: what the first one computed
+
+
+@pytest.mark.parametrize("role", ["ingest", "dedup", "encode"])
+def test_a_stop_under_load_loses_and_doubles_nothing(settings: Settings, tweets: list[str], role: str) -> None:
+    """A role stopped with SIGTERM while posts flow, then started: every post comes out exactly once."""
+    loads = [make_load(tweets[start_at : start_at + 10_000], f"{start_at}-") for start_at in (0, 10_000, 20_000)]
+    with start(settings) as pipeline:
+        pipeline.wait_ready(READY_S)
+        feeding = threading.Thread(target=lambda: [send(settings, load.values) for load in loads])
+        feeding.start()
+        await_embeddings(settings, 1_000)
+        pipeline.stop_role(role)
+        pipeline.start_role(role)
+        feeding.join()
+        await_embeddings(settings, sum(len(load.good_ids) for load in loads))
+    assert_exactly_once(settings, loads)
+
+
+def test_two_of_each_share_the_work(settings: Settings, tweets: list[str]) -> None:
+    """Two dedup and two encode processes: every post once, every content computed once, and on the second pass
+    as many hits as with one process of each: all.
+    """
+    first, again = make_load(tweets[:20_000], "first"), make_load(tweets[:20_000], "again")
+    with start(settings, dedup=2, encode=2) as pipeline:
+        pipeline.wait_ready(READY_S)
+        send(settings, first.values)
+        await_embeddings(settings, len(first.good_ids))
+        send(settings, again.values)
+        await_embeddings(settings, 2 * len(first.good_ids))
+    assert_exactly_once(settings, [first, again])
+    assert read_embeddings(settings).computed == first.contents
