@@ -19,7 +19,6 @@ from streams.clock import monotonic_s, random_id
 from streams.kafka_aot import aot_options
 from streams.kafka_jars import kafka_folder, resolve_jars
 from streams.kafka_node import (
-    Node,
     Server,
     choose_nodes,
     format_storage,
@@ -39,6 +38,7 @@ class Broker:
         """Use `Broker.start`."""
         self._data_dir = data_dir
         self._servers: list[Server] = []
+        self._stopped = False
 
     @classmethod
     def start(
@@ -63,27 +63,20 @@ class Broker:
         if brokers not in (1, 3):
             raise Fatal(f"brokers={brokers}: an embedded cluster has 1 broker, or 3")
         data_dir = data_dir.resolve()
-        cluster_id = _cluster_id(data_dir, brokers)
         class_path = resolve_jars(cache_dir, log)
         java_options = aot_options(class_path, kafka_folder(cache_dir), log)
+        cluster_id = _cluster_id(data_dir, brokers)
         nodes = choose_nodes(brokers, port)
         if port not in (0, nodes[0].port):
             log(f"port {port} is in use: Kafka listens on {nodes[0].port}")
-        for node in nodes:
-            write_settings(_folder(data_dir, node), node, nodes)
-            format_storage(_folder(data_dir, node), cluster_id, class_path, java_options=java_options)
         broker = cls(data_dir)
         try:
             for node in nodes:
-                broker._servers.append(
-                    start_server(
-                        _folder(data_dir, node),
-                        node,
-                        class_path,
-                        heap_mib=heap_mib,
-                        java_options=java_options,
-                    )
-                )
+                folder = data_dir / f"broker-{node.id}"
+                write_settings(folder, node, nodes)
+                format_storage(folder, cluster_id, class_path, java_options=java_options)
+                server = start_server(folder, node, class_path, heap_mib=heap_mib, java_options=java_options)
+                broker._servers.append(server)
             wait_until_ready(broker._servers)
         except BaseException:
             broker.stop(timeout_s=0)
@@ -107,10 +100,13 @@ class Broker:
         return all(server.process.alive() for server in self._servers)
 
     def stop(self, timeout_s: float = 20.0) -> None:
-        """Stop every server in order, and kill those that still run after `timeout_s`; nothing if it has stopped.
+        """Tell every server to stop, and kill those that still run after `timeout_s`; a second call does nothing.
 
         A killed server loses nothing that it acknowledged, and starts more slowly the next time.
         """
+        if self._stopped:  # by now the directory may be another's
+            return
+        self._stopped = True
         (self._data_dir / "broker.json").unlink(missing_ok=True)
         for server in self._servers:
             server.process.send(signal.SIGTERM)
@@ -182,10 +178,6 @@ def read_running(data_dir: Path) -> str | None:
     except OSError:
         return None
     return servers
-
-
-def _folder(data_dir: Path, node: Node) -> Path:
-    return data_dir / f"broker-{node.id}"
 
 
 def _cluster_id(data_dir: Path, brokers: int) -> str:

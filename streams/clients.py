@@ -91,7 +91,7 @@ def producer(settings: Settings, transactional_id: str | None = None) -> Produce
         "compression.type": "lz4",
         "linger.ms": 5,
         "batch.size": 1_000_000,
-        "queue.buffering.max.kbytes": 262_144,
+        "queue.buffering.max.kbytes": 65_536,
         "delivery.report.only.error": True,
         **_common(settings),
         "enable.idempotence": True,

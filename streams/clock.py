@@ -7,6 +7,7 @@ now_s = time.time  # noqa: TID251 - seconds since the epoch, for records and peo
 monotonic_s = time.monotonic  # noqa: TID251 - seconds, for waits and ages
 perf_s = time.perf_counter  # noqa: TID251 - seconds, for costs
 sleep_s = time.sleep  # noqa: TID251
+cpu_s = time.process_time  # seconds of CPU that this process has used
 
 
 def now_ms() -> int:

@@ -6,6 +6,7 @@ One thread owns all Kafka clients. It gathers windows, and while the engine comp
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ from streams.metrics import Metrics, serve_metrics
 from streams.recent import RecentVectors
 from streams.settings import Settings
 from streams.topics import Topics, check_topics
-from streams.transactions import TransactionalProducer
+from streams.transactions import KeyValue, TransactionalProducer
 from streams.version import version_of
 from streams.window import Window
 
@@ -178,8 +179,7 @@ class Encode:
             {fingerprint: blob[index * size : (index + 1) * size] for index, fingerprint in enumerate(done.computing)}
         )
         self.producer.begin()
-        for records in self._embeddings(done):
-            self.producer.produce_keyed(self._topics.embeddings, records)
+        self.producer.produce_keyed(self._topics.embeddings, self._embeddings(done))
         for partition, value in pack_vectors(done.vectors, self._topics.version, self._settings.partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
         self.producer.commit(
@@ -191,26 +191,20 @@ class Encode:
         self.member.processed(done.window.next_offsets)
         self._observe(done, batch)
 
-    def _embeddings(self, done: Submitted) -> list[list[dict[str, bytes]]]:
+    def _embeddings(self, done: Submitted) -> Iterator[KeyValue]:
         now_ms = clock.now_ms()
         computed, cached = self._parts.head(COMPUTED, now_ms), self._parts.head(CACHED, now_ms)
         first = set(done.computing)  # the post for which a content was computed is the first one with it
-        batches: list[list[dict[str, bytes]]] = []
         for chunk in done.window.chunks:
             fingerprints = split_fingerprints(chunk.fingerprints)
             contents = [self._parts.content(fingerprint, done.vector(fingerprint)) for fingerprint in fingerprints]
             sources = [self._parts.source(source.topic, source.partition) for source in chunk.sources]
-            records: list[dict[str, bytes]] = []
             for index, post_id in enumerate(chunk.ids):
                 content = chunk.contents[index]
-                fingerprint = fingerprints[content]
-                head = computed if fingerprint in first else cached
-                first.discard(fingerprint)
+                head = computed if fingerprints[content] in first else cached
+                first.discard(fingerprints[content])
                 own = self._parts.post(post_id, chunk.offsets[index], chunk.posted_ms[index])
-                value = head + sources[chunk.post_sources[index]] + contents[content] + own
-                records.append({"key": post_id.encode(), "value": value})
-            batches.append(records)
-        return batches
+                yield post_id.encode(), b"".join((head, sources[chunk.post_sources[index]], contents[content], own))
 
     def _observe(self, done: Submitted, batch: EncodedBatch) -> None:
         metrics, posts = self._metrics, done.window.posts

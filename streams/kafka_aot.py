@@ -18,6 +18,7 @@ from schemas.errors import Fatal
 from streams.kafka_node import (
     choose_nodes,
     format_storage,
+    last_lines,
     start_server,
     wait_until_ready,
     write_settings,
@@ -41,11 +42,11 @@ def aot_options(class_path: str, folder: Path, progress: Callable[[str], None]) 
                 stale.unlink()
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / "made.aot"
-                made.touch()
                 try:
                     _make(made, class_path, Path(scratch))
                 except Fatal as error:
                     progress(f"Kafka will start more slowly: {error}")
+                    made.write_bytes(b"")
                 made.replace(cache)
     return [f"-XX:AOTCache={cache}", "-XX:+VerifySharedSpaces"] if cache.stat().st_size else []
 
@@ -54,15 +55,14 @@ def _make(made: Path, class_path: str, folder: Path) -> None:
     [node] = nodes = choose_nodes(1, 0)
     write_settings(folder, node, nodes)
     format_storage(folder, "A" * 22, class_path)
-    made.unlink()
     server = start_server(folder, node, class_path, heap_mib=256, java_options=[f"-XX:AOTCacheOutput={made}"])
     try:
         wait_until_ready([server])
         server.process.send(signal.SIGTERM)  # Java writes the cache as it ends
-        server.process.wait(_MAKE_S_MAX)
+        if not server.process.wait(_MAKE_S_MAX) or not made.exists():
+            raise Fatal(f"Java made no cache: {last_lines(folder)}")
     finally:
         server.process.kill()
-        made.touch()
 
 
 def _key(class_path: str) -> str:

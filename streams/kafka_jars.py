@@ -50,7 +50,7 @@ def resolve_jars(cache_dir: Path | None = None, progress: Callable[[str], None] 
             if wrong := damaged(folder, digests):
                 raise Fatal(
                     f"cannot use Apache Kafka {KAFKA_VERSION}: {wrong[0]} as downloaded is not the jar this release "
-                    f"was tested with: check the Maven mirror or proxy, or set bootstrap_servers to a cluster of yours"
+                    f"was tested with: check the Maven mirror, or set bootstrap_servers to a cluster of yours"
                 )
     return os.pathsep.join(str(folder / jar_path(coordinate)) for coordinate in digests)
 
@@ -114,24 +114,22 @@ def lock() -> str:
 
 
 def _download(folder: Path, coordinates: Sequence[str]) -> None:
-    """Download to `folder`, in Maven's layout, from the repositories of jgo's own settings or Maven Central."""
+    """Download to `folder`, in Maven's layout, from Maven Central or what jgo's own settings put in its place."""
     from jgo.config import GlobalSettings  # noqa: PLC0415 - 0.2 s to import, and needed once
     from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415
     from jgo.maven import MavenContext  # noqa: PLC0415
 
-    context = MavenContext(
-        repo_cache=folder, remote_repos=GlobalSettings.load().repositories or {"central": MAVEN_CENTRAL_URL}
-    )
+    repositories = {"central": MAVEN_CENTRAL_URL, **GlobalSettings.load().repositories}
+    context = MavenContext(repo_cache=folder, remote_repos=repositories)
 
     def fetch(coordinate: str) -> None:
         context.create_dependency(coordinate.replace("/", ":")).artifact.resolve()
 
-    with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        fetched = [pool.submit(fetch, coordinate) for coordinate in coordinates]
-    for future in fetched:
-        # jgo raises what requests, the file system and itself raise; all of it means: no jar.
-        if error := future.exception():
-            raise Fatal(
-                f"cannot download Apache Kafka {KAFKA_VERSION} ({type(error).__name__}: {error}): "
-                f"check the network, or set bootstrap_servers to a cluster of yours"
-            ) from error
+    try:
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            list(pool.map(fetch, coordinates))
+    except Exception as error:  # what requests, the file system and jgo itself raise: all of it means, no jar
+        raise Fatal(
+            f"cannot download Apache Kafka {KAFKA_VERSION}: check the network, name a Maven mirror as `central` under "
+            f"[repositories] in ~/.config/jgo.conf, or set bootstrap_servers to a cluster of yours ({error})"
+        ) from error

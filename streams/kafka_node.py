@@ -131,9 +131,11 @@ def format_storage(folder: Path, cluster_id: str, class_path: str, *, java_optio
         return
     tool = ("kafka.tools.StorageTool", "format", "--config", "server.properties", "--cluster-id", cluster_id)
     java = _java(folder, class_path, tool, ("-XX:TieredStopAtLevel=1", *java_options))
-    if not java.wait(FORMAT_S_MAX):
+    try:
+        if not java.wait(FORMAT_S_MAX):
+            raise Fatal(f"formatting {folder / 'data'} took longer than {FORMAT_S_MAX:.0f} s: is the disk stalled?")
+    finally:
         java.kill()
-        raise Fatal(f"formatting {folder / 'data'} took longer than {FORMAT_S_MAX:.0f} s: is the disk stalled?")
     if java.exit_code != 0:
         raise Fatal(f"cannot format {folder / 'data'}: {last_lines(folder)}")
 
@@ -175,12 +177,13 @@ def wait_until_ready(servers: Sequence[Server]) -> None:
     raise Fatal(f"Kafka is not ready after {READY_S_MAX:.0f} s: {last_lines(servers[0].folder)}")
 
 
-def last_lines(folder: Path, count: int = 5) -> str:
+def last_lines(folder: Path, count: int = 4) -> str:
     """The last lines that the server in `folder` logged or printed, on one line, with the path of the file."""
     for name in ("broker.log", "console.log"):
         path = folder / name
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        if said := [line.strip() for line in lines if line.strip()]:
+        # Where in Kafka's code it happened is for the file; here it would push out what happened.
+        if said := [line.strip() for line in lines if line.strip() and not line.startswith("\t")]:
             return f"{' | '.join(said[-count:])} ({path})"
     return f"it said nothing ({folder / 'console.log'})"
 

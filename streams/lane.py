@@ -7,7 +7,7 @@ each transaction the outputs, the misses and the new checkpoint; only after the 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -30,7 +30,7 @@ from streams.settings import Settings
 from streams.table import Table
 from streams.tiered_table import TieredTable
 from streams.topics import Topics
-from streams.transactions import TransactionalProducer
+from streams.transactions import KeyValue, TransactionalProducer
 
 _log = logging.getLogger("manyray.lane")
 
@@ -259,24 +259,19 @@ class Lane:
             self.entries, self.table_bytes = self._table.entries(), self._table.size_bytes()
 
 
-def embed_hits(chunk: Chunk, actions: Actions, head: bytes, parts: EmbeddingParts) -> list[dict[str, bytes]]:
-    """The output records of a chunk's hits, `key` and `value` each."""
+def embed_hits(chunk: Chunk, actions: Actions, head: bytes, parts: EmbeddingParts) -> Iterator[KeyValue]:
+    """The output records of a chunk's hits, key and value each."""
     if not actions.hits:
-        return []
+        return
     fingerprints = split_fingerprints(chunk.fingerprints)
     sources = [head + parts.source(source.topic, source.partition) for source in chunk.sources]
     contents = [
         parts.content(fingerprint, vector) if vector is not None else b""
         for fingerprint, vector in zip(fingerprints, actions.vectors, strict=True)
     ]
+    # Lists are read faster than Protobuf's repeated fields, and each is read once a post.
     ids, places, origins = list(chunk.ids), list(chunk.contents), list(chunk.post_sources)
     offsets, posted_ms, post = list(chunk.offsets), list(chunk.posted_ms), parts.post
-    return [
-        {
-            "key": ids[index].encode(),
-            "value": sources[origins[index]]
-            + contents[places[index]]
-            + post(ids[index], offsets[index], posted_ms[index]),
-        }
-        for index in actions.hits
-    ]
+    for index in actions.hits:
+        own = post(ids[index], offsets[index], posted_ms[index])
+        yield ids[index].encode(), b"".join((sources[origins[index]], contents[places[index]], own))

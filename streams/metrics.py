@@ -8,7 +8,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 
 from schemas.errors import Fatal
 from streams.settings import Settings
@@ -60,6 +60,7 @@ class Metrics:
     @classmethod
     def create(cls) -> "Metrics":
         """Fresh metrics in a registry of their own."""
+        disable_created_metrics()  # they double the number of series, and nobody reads them
         registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:

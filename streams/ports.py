@@ -23,6 +23,7 @@ def _bind(held: ExitStack, wanted: int) -> int:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, port))
+            sock.listen()  # or, with that option, the next could bind the same port
         except OSError:
             if port == 0:
                 raise

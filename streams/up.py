@@ -138,13 +138,13 @@ class RoleProcess:
             return
         logged = _LOGGED.fullmatch(line)
         level, message = logged.groups() if logged else ("error", line)
+        if level not in _LEVELS[: _LEVELS.index(self._level)]:
+            sys.stderr.write(line + "\n")  # in one write, so that the lines of several processes stay whole
         if message.startswith("metrics on "):
             self._set(metrics_url=message.removeprefix("metrics on "))
         elif message.startswith("ready"):
             self._was_ready = True
             self._set(ready=True)
-        if level not in _LEVELS[: _LEVELS.index(self._level)]:
-            sys.stderr.write(line + "\n")  # in one write, so that the lines of several processes stay whole
 
     def _set(self, **state: Any) -> None:
         with self._changed:

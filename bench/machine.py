@@ -1,0 +1,32 @@
+"""What a figure was measured on."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+
+def describe() -> str:
+    """One line: processor, cores, memory, Python and the libraries that matter."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("confluent-kafka", "faust-streaming", "rocksdict", "torch")
+    )
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"{os.cpu_count()} cores of {model}, {gib:.0f} GiB, {platform.system()}, Python {python}, {libraries}"
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used, all threads, user and system.
+
+    Raises:
+        FileNotFoundError: it is not there, or this is not Linux.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,182 @@
+"""The pipeline's speed: the hit path beside a raw Kafka loop, and the encoder's share of the miss path.
+
+    python -m bench.pipeline [--posts N] [--misses N] [--repeats N]
+
+Posts are drawn with Zipf-distributed repeats from sample texts made distinct by a number.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.machine import cpu_s, describe
+from encoders.device import default_batch_tokens
+from encoders.engine import Engine
+from encoders.load import load_encoder, warm_up
+from schemas.post import Post, encode_post
+from streams import clock
+from streams.encode import WINDOW_BATCHES
+from streams.settings import Settings, load_settings
+from streams.up import Pipeline
+
+SAMPLE = Path(__file__).parent.parent / "manyray" / "sample_posts.txt"
+STALL_S = 120.0
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Posts a second by the clock, and microseconds of CPU a post."""
+
+    posts_per_s: float
+    cpu_us: float
+
+    def __str__(self) -> str:
+        return f"{self.posts_per_s:>9,.0f} posts/s {self.cpu_us:>7.1f} us CPU a post"
+
+
+def texts(count: int, distinct: int, seed: int = 1) -> list[str]:
+    """`count` texts of `distinct` different ones, the n-th most frequent of them with a share of about 1/n."""
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()
+    ranks = np.random.default_rng(seed).zipf(1.1, size=count) % distinct
+    return [f"{lines[rank % len(lines)]} {rank}" for rank in ranks.tolist()]
+
+
+def publish(settings: Settings, posts: list[str], run: str, topic: str | None = None) -> None:
+    """Send posts and wait until the broker has them."""
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 5, "compression.type": "lz4"})
+    for number, text in enumerate(posts):
+        while True:
+            try:
+                producer.produce(topic or settings.posts_topics[0], encode_post(Post(f"{run}-{number}", text)))
+                break
+            except BufferError:
+                producer.poll(0.05)
+    producer.flush()
+
+
+def total(pipeline: Pipeline, role: str, name: str) -> float:
+    """The sum of a metric over its labels, of one role's process."""
+    url = next(url for process, url in pipeline.metrics_urls.items() if process.startswith(role))
+    text = urllib.request.urlopen(url, timeout=10).read().decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    )
+
+
+def await_total(pipeline: Pipeline, role: str, name: str, least: float) -> None:
+    """Wait until a metric has reached a value."""
+    deadline_s = clock.monotonic_s() + STALL_S
+    while total(pipeline, role, name) < least:
+        pipeline.raise_failure()
+        if clock.monotonic_s() > deadline_s:
+            raise SystemExit(f"{name} of {role} did not reach {least:.0f} in {STALL_S:.0f} s")
+        clock.sleep_s(POLL_S)
+
+
+def hit_path(pipeline: Pipeline, posts: list[str], run: str) -> Speed:
+    """Ingest and dedup together on a backlog of posts that were all embedded before."""
+    before = total(pipeline, "dedup", "manyray_dedup_posts_total")
+    seen = total(pipeline, "ingest", "manyray_ingest_posts_total")
+    pids = [pid for name, pid in pipeline.pids.items() if name.startswith(("ingest", "dedup"))]
+    for pid in pids[:1]:
+        subprocess.run(["kill", "-STOP", str(pid)], check=True)  # so that the publisher's CPU is not in the figure
+    publish(pipeline.settings, posts, run)
+    began_cpu_s, began_s = sum(map(cpu_s, pids)), clock.perf_s()
+    subprocess.run(["kill", "-CONT", str(pids[0])], check=True)
+    await_total(pipeline, "ingest", "manyray_ingest_posts_total", seen + 1)
+    await_total(pipeline, "dedup", "manyray_dedup_posts_total", before + len(posts))
+    wall_s, used_s = clock.perf_s() - began_s, sum(map(cpu_s, pids)) - began_cpu_s
+    return Speed(len(posts) / wall_s, used_s / len(posts) * 1e6)
+
+
+def raw_loop(settings: Settings, source: str, count: int) -> Speed:
+    """The yardstick, in a process of its own, on the same posts."""
+    command = [sys.executable, "-m", "bench.raw_loop", settings.bootstrap_servers, source, "raw-output", str(count)]
+    wall_s, used_s = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    return Speed(count / wall_s, used_s / count * 1e6)
+
+
+def bench_hits(posts_count: int, repeats: int, folder: Path) -> None:
+    """Raw loop and hit path in turn, on one broker."""
+    settings = load_settings(data_dir=folder / "hits", model="hash", metrics_port=0)
+    posts = texts(posts_count, posts_count // 10)
+    with Pipeline(settings) as pipeline:
+        pipeline.wait_ready(90)
+        settings = pipeline.settings
+        admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+        for future in admin.create_topics([NewTopic(name, 4, 1) for name in ("raw-input", "raw-output")]).values():
+            future.result()
+        publish(settings, posts, "raw", "raw-input")
+        publish(settings, posts, "warm")
+        await_total(pipeline, "dedup", "manyray_dedup_posts_total", len(posts))
+        await_total(
+            pipeline, "encode", "manyray_encode_posts_total", total(pipeline, "dedup", "manyray_dedup_misses_total")
+        )
+        raw: list[Speed] = []
+        hits: list[Speed] = []
+        for repeat in range(repeats):
+            raw.append(raw_loop(settings, "raw-input", len(posts)))
+            print(f"raw loop {repeat + 1}:          {raw[-1]}")
+            before = total(pipeline, "dedup", "manyray_dedup_hits_total")
+            hits.append(hit_path(pipeline, posts, f"hit{repeat}"))
+            share = (total(pipeline, "dedup", "manyray_dedup_hits_total") - before) / len(posts)
+            print(f"ingest + dedup {repeat + 1}:    {hits[-1]}   ({share:.1%} hits, exactly once)")
+    best_raw, best_hit = min(speed.cpu_us for speed in raw), min(speed.cpu_us for speed in hits)
+    print(f"hit path / raw loop, per CPU second, best of {repeats}: {best_raw / best_hit:.2f}")
+
+
+def bench_misses(count: int, folder: Path) -> None:
+    """The encoder alone, then the whole pipeline, on the same distinct posts."""
+    posts = [f"{text} {number}" for number, text in enumerate(texts(count, count, seed=2))]
+    encoder = load_encoder("minilm")
+    batch_tokens = default_batch_tokens("auto")
+    warm_up(encoder, batch_tokens)
+    window = max(1, WINDOW_BATCHES * batch_tokens // 40)
+    with Engine(encoder, batch_tokens) as engine:
+        began_s = clock.perf_s()
+        futures = [engine.submit(posts[start : start + window]) for start in range(0, count, window)]
+        results = [future.result() for future in futures]
+        alone = count / (clock.perf_s() - began_s)
+    padding = 1 - sum(result.tokens for result in results) / sum(result.padded_tokens for result in results)
+    print(f"encoder alone:        {alone:>9,.0f} posts/s   ({padding:.1%} padding)")
+    with Pipeline(load_settings(data_dir=folder / "misses", metrics_port=0)) as pipeline:
+        pipeline.wait_ready(90)
+        busy_s = total(pipeline, "encode", "manyray_encode_seconds_sum")
+        began_s = clock.perf_s()
+        publish(pipeline.settings, posts, "miss")
+        await_total(pipeline, "encode", "manyray_encode_posts_total", count)
+        wall_s = clock.perf_s() - began_s
+        busy_s = total(pipeline, "encode", "manyray_encode_seconds_sum") - busy_s
+    print(f"whole pipeline:       {count / wall_s:>9,.0f} posts/s   (from publish to the last commit)")
+    print(f"encoder's share of the miss path: {busy_s / wall_s:.1%} of the time")
+    print(f"whole pipeline / encoder alone: {count / wall_s / alone:.2f}")
+
+
+def main() -> None:
+    """Run both and print figures with the machine."""
+    parser = argparse.ArgumentParser(description="the pipeline's speed")
+    parser.add_argument("--posts", type=int, default=200_000, help="posts on the hit path")
+    parser.add_argument("--misses", type=int, default=3_000, help="distinct posts on the miss path")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side of the hit path, in turn")
+    arguments = parser.parse_args()
+    print(describe())
+    with tempfile.TemporaryDirectory(prefix="manyray-bench-") as folder:
+        bench_hits(arguments.posts, arguments.repeats, Path(folder))
+        bench_misses(arguments.misses, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
