@@ -55,6 +55,7 @@ class Lanes:
         self._shared = shared
         self._lanes: dict[int, Lane] = {}
         self._slots: dict[int, asyncio.Semaphore] = {}
+        self._preparing: list[Lane] = []
         self._changing = asyncio.Lock()
 
     async def open(self, assigned: set[TP]) -> None:
@@ -73,7 +74,9 @@ class Lanes:
             )
         async with self._changing:
             new = [Lane(self._shared, partition) for partition in sorted(lookups - self._lanes.keys())]
+            self._preparing = new
             await asyncio.gather(*(asyncio.to_thread(lane.prepare) for lane in new))
+            self._preparing = []
             for lane in new:
                 self._lanes[lane.partition] = lane
                 self._slots[lane.partition] = asyncio.Semaphore(LANE_RECORDS_MAX)
@@ -82,6 +85,8 @@ class Lanes:
 
     async def close(self, partitions: set[int] | None = None) -> None:
         """Stop lanes, all of them by default: what they have in hand is committed, the rest is read again."""
+        for lane in self._preparing:  # a refill may take longer than a rebalance may wait
+            lane.give_up()
         async with self._changing:
             gone = [lane for number, lane in self._lanes.items() if partitions is None or number in partitions]
             for lane in gone:
@@ -143,7 +148,12 @@ class Lanes:
 def build_app(settings: Settings, shared: Shared) -> DedupApp:
     """The Faust app of these settings: two agents, and the hooks that open and close lanes."""
     folder = settings.data_dir / "faust"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fatal(
+            f"data_dir {settings.data_dir} cannot be written ({error.strerror}): free space, or set another"
+        ) from None
     app = DedupApp(
         f"manyray.dedup.{settings.ray}",
         broker=[f"kafka://{address}" for address in clients.bootstrap_servers(settings).split(",")],

@@ -107,7 +107,7 @@ class Lane:
         table = self._table
 
         def read_back() -> None:
-            refill(table, self._settings, self._topics, self.partition, self._metrics)
+            refill(table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping)
 
         with_retries(read_back, lambda: None, self._stopping.wait)
         self._note_stats()
@@ -119,6 +119,10 @@ class Lane:
     def put(self, record: Record) -> None:
         """Hand over a record; records of a topic come in the order of their offsets."""
         self._queue.put(record)
+
+    def give_up(self) -> None:
+        """Make a `prepare` that is under way end soon; `stop` follows."""
+        self._stopping.set()
 
     def stop(self) -> None:
         """Finish the transaction in hand, drop what waits, release table and producer.

@@ -1,6 +1,7 @@
 """Refilling a table from `vectors`, its changelog, from the offset that stands beside its data."""
 
 import logging
+import threading
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -33,8 +34,12 @@ def vectors_by_fingerprint(record: bytes, version: str) -> dict[bytes, bytes]:
     }
 
 
-def refill(table: Table, settings: Settings, topics: Topics, partition: int, metrics: Metrics) -> bool:
-    """Read `vectors` from the table's offset to the end as it is now; False if `restore_wait_s` was over before that.
+def refill(
+    table: Table, settings: Settings, topics: Topics, partition: int, *, metrics: Metrics, stop: threading.Event
+) -> bool:
+    """Read `vectors` from the table's offset to the end as it is now.
+
+    False if `restore_wait_s` was over, or `stop` set, before the end was reached.
 
     What is missing then comes through the agent, and look-ups miss meanwhile: they cost compute, not correctness.
 
@@ -53,7 +58,7 @@ def refill(table: Table, settings: Settings, topics: Topics, partition: int, met
         if start >= end:
             return True
         consumer.assign([TopicPartition(topic, partition, start)])
-        while clock.monotonic_s() - began_s < wait_s:
+        while clock.monotonic_s() - began_s < wait_s and not stop.is_set():
             for message in consumer.consume(_RECORDS_AT_ONCE, 0.2):
                 error = message.error()
                 offset = message.offset() or 0
@@ -76,6 +81,8 @@ def refill(table: Table, settings: Settings, topics: Topics, partition: int, met
         raise Retry(f"vectors of {topic}/{partition}: {error.args[0].str()}") from None
     finally:
         consumer.close()
+    if stop.is_set():
+        return False
     _log.warning("partition %d: table not whole after restore_wait_s = %.0f s; misses until it is", partition, wait_s)
     return False
 
