@@ -7,8 +7,8 @@ from schemas.errors import Fatal
 if TYPE_CHECKING:
     import torch
 
-BATCH_TOKENS_CPU = 2_048
-BATCH_TOKENS_CUDA = 65_536
+BATCH_TOKENS_CPU = 2_048  # measured: 1,024 to 4,096 are equal, 512 is 10 % slower and 16,384 40 %
+BATCH_TOKENS_CUDA = 65_536  # not measured yet: about 2 GB of activations for a large model
 
 
 def resolve_device(device: str) -> "torch.device":

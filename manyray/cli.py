@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import NoReturn, Protocol, cast
+from typing import Annotated, Literal, NoReturn, Protocol, cast
 
 import typer
 
@@ -26,6 +26,13 @@ app.add_typer(topics_app, name="topics")
 
 # ClickException, of click itself or of the copy of it that newer Typers carry.
 _CLICK_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
+
+
+# As in manyray.reading and manyray.tailing, whose imports are not for --help.
+Format = Literal["lines", "jsonl", "csv", "tsv"]
+Start = Literal["earliest", "latest"]
+
+_WIDTH_PIPED = 200  # columns; a pipe has no width of its own
 
 
 class Role(Protocol):
@@ -99,9 +106,116 @@ def encode(settings: Settings) -> None:
     _run_role(run, settings)
 
 
+@app.command()
+@with_settings
+def publish(
+    settings: Settings,
+    file: Annotated[str, typer.Argument(help="file of posts, or - for stdin")],
+    *,
+    topic: Annotated[str | None, typer.Option(help="where to; the first of posts_topics if not given")] = None,
+    layout: Annotated[
+        Format | None,
+        typer.Option("--format", help="lines, jsonl, csv or tsv; the file name's suffix says it if not given"),
+    ] = None,
+    id_field: Annotated[str, typer.Option(help="JSONL field or CSV column of the id")] = "id",
+    text_field: Annotated[str, typer.Option(help="JSONL field or CSV column of the text")] = "text",
+) -> None:
+    """Publish a file's posts: plain lines, JSONL, or CSV with a header row."""
+    from manyray.publishing import publish_file
+
+    typer.echo(publish_file(settings, file, topic, layout=layout, id_field=id_field, text_field=text_field))
+
+
+@app.command()
+@with_settings
+def tail(
+    settings: Settings,
+    ray: Annotated[str, typer.Argument(help="such as textray, or textray@VERSION")],
+    *,
+    start: Annotated[Start, typer.Option("--from", help="earliest or latest")] = "latest",
+    limit: Annotated[int | None, typer.Option(min=1, help="end after so many")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, with the whole vector")] = False,
+    group: Annotated[
+        str | None, typer.Option(help="consumer group to read as: what was printed is then committed")
+    ] = None,
+) -> None:
+    """Print embeddings as they arrive: id, first numbers, origin, milliseconds from post to embedding."""
+    from manyray.tailing import tail_ray
+
+    tail_ray(settings, ray, start=start, limit=limit, as_json=as_json, group=group)
+
+
+@topics_app.command()
+@with_settings
+def create(settings: Settings) -> None:
+    """Create the topics that are missing."""
+    from streams.topics import create_topics
+    from streams.version import version_of
+
+    created = create_topics(settings, version_of(settings))
+    typer.echo("\n".join(f"created {name}" for name in created) or "nothing to do: every topic exists")
+
+
+@topics_app.command("list")
+@with_settings
+def list_(settings: Settings) -> None:
+    """List the topics: purpose, partitions, records (transaction markers included) and state."""
+    from rich.console import Console
+
+    from manyray.topic_table import topic_table
+    from streams.version import version_of
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_PIPED)
+    console.print(topic_table(settings, version_of(settings)))
+
+
+@topics_app.command()
+@with_settings
+def check(settings: Settings) -> None:
+    """Say what is wrong with the topics, and the remedy; the exit code is 1 if anything is."""
+    from streams.topics import find_problems
+    from streams.version import version_of
+
+    problems = find_problems(settings, version_of(settings))
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("all topics are as they should be")
+
+
+@app.command()
+@with_settings
+def doctor(settings: Settings) -> None:
+    """Say what is wrong with this installation, and the remedy; the exit code is 1 if anything is."""
+    from manyray.doctor import examine
+
+    if not examine(settings):
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_settings
+def demo(
+    settings: Settings,
+    posts: Annotated[str | None, typer.Option(help="file of your own posts, each published as it is")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="how many posts; of a file all if not given")] = None,
+    seed: Annotated[int, typer.Option(help="decides which sample posts come back, and how often")] = 0,
+) -> None:
+    """Run a whole pipeline on posts for a minute, watch it, and see what comes out; nothing is left behind."""
+    from manyray.demo import run_demo
+
+    run_demo(settings, posts, count, seed)
+
+
 def main() -> NoReturn:
     """Run the command line and exit: 0, 1 for an error, 2 for wrong flags or settings, 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, _exit_cleanly)
     sys.exit(_run(sys.argv[1:] or ["--help"]))
+
+
+def _exit_cleanly(_number: int, _frame: object) -> NoReturn:
+    sys.exit(0)
 
 
 def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to end

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import msgspec
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -78,8 +77,8 @@ class Client:
             raise Fatal(f"topic {topic} is missing: run `manyray topics create`")
         count = 0
         try:
-            for count, post in enumerate(map(to_post, posts), 1):  # noqa: B007 - the last one counts
-                self._produce(topic, post)
+            for count, post in enumerate(posts, 1):
+                self._produce(topic, *to_record(post, f"post {count}"))
                 if count % _POLL_EVERY == 0:
                     self._poll(0)
                     on_progress(count)
@@ -138,13 +137,15 @@ class Client:
         if not texts:
             return np.empty((0, 0), dtype=np.float32)
         prefix = f"embed-{clock.random_id()}-"
-        posts = [to_post((f"{prefix}{index}", text), index) for index, text in enumerate(texts)]
-        return collect(self.settings, posts, lambda: self.publish(posts), timeout_s)
+        posts = [(f"{prefix}{index}", text) for index, text in enumerate(texts)]
+        for index, post in enumerate(posts):
+            to_record(post, f"text {index}")  # what no record can hold is told before anything is sent
+        return collect(self.settings, [key for key, _ in posts], lambda: self.publish(posts), timeout_s)
 
-    def close(self, *, commit: bool = True) -> None:
-        """Close its subscriptions too; unless `commit` is False their last batches count as consumed."""
+    def close(self) -> None:
+        """Close it and its subscriptions; a batch that is not known to be consumed is not committed."""
         for subscription in list(self._subscriptions):
-            subscription.close(commit=commit)
+            subscription.close(commit=False)
         self._producer = None
 
     def __enter__(self) -> Self:
@@ -153,20 +154,21 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it; after an exception the last batches of its subscriptions are not committed."""
-        self.close(commit=kind is None)
+        """As `close`."""
+        self.close()
 
-    def _produce(self, topic: str, post: Post) -> None:
+    def _produce(self, topic: str, key: bytes, value: bytes) -> None:
         if self._producer is None:
             self._producer = clients.producer(self.settings)
-        value, key = encode_post(post), post.id.encode()
         while True:
             try:
                 self._producer.produce(topic, value, key, on_delivery=self._on_delivery)
             except BufferError:
                 self._poll(0.1)  # ends: what waits is delivered, or fails after delivery.timeout.ms
             except KafkaException as error:
-                raise Reject("text_too_long", f"a post cannot be sent: {error.args[0].str()}") from None
+                if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise Reject("text_too_long", f"a post of {len(value)} bytes is more than a record holds") from None
+                raise Retry(f"a post cannot be sent: {error.args[0].str()}") from None
             else:
                 return
 
@@ -175,46 +177,47 @@ class Client:
             self._failed.append(error)
 
     def _poll(self, wait_s: float) -> None:
-        """Serve delivery reports; raise if there are failures among them."""
-        if self._producer is None:
-            return
-        self._producer.poll(wait_s)
+        """Serve delivery reports for a while; raise if there are failures among them."""
+        if self._producer is not None:
+            self._producer.poll(wait_s)
+        self._raise_failed()
+
+    def _flush(self) -> None:
+        while self._producer is not None and self._producer.flush(_FLUSH_S):
+            self._raise_failed()
+        self._raise_failed()
+
+    def _raise_failed(self) -> None:
+        """Raise for posts that were not delivered, after dropping those that wait behind them."""
         if not self._failed:
             return
-        self._producer.purge()
-        self._producer.flush(_FLUSH_S)
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer.flush(_FLUSH_S)
         failed, self._failed, self._producer = self._failed, [], None
         first = failed[0]
         if first.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             raise Fatal(f"not allowed to publish: {first.str()}; grant it in the ACLs")
         raise Retry(f"{len(failed)} posts were not delivered ({first.str()}): publish them again")
 
-    def _flush(self) -> None:
-        while self._producer is not None and len(self._producer):
-            self._poll(_FLUSH_S)
-        self._poll(0)
 
-
-def to_post(post: AnyPost, index: int | None = None) -> Post:
-    """Make a post of what `publish` takes.
+def to_record(post: AnyPost, which: str) -> tuple[bytes, bytes]:
+    """Make a record's key and value of what `publish` takes; `which` names it in errors.
 
     Raises:
-        Reject: it cannot be one.
+        Reject: it is no post.
     """
-    which = "a post" if index is None else f"text {index}"
     match post:
         case Post():
             made = post
         case str():
             made = Post(clock.random_id(), post)
-        case (str(post_id), str(text)):
-            made = Post(post_id, text)
-        case {"id": str(post_id), "text": str(text)}:
+        case (str(post_id), str(text)) | {"id": str(post_id), "text": str(text)}:
             made = Post(post_id, text)
         case _:
-            raise Reject("malformed", f"{which} is no Post, (id, text), {{id, text}} or text, of strings: {type(post)}")
+            wanted = "a Post, a tuple (id, text), a mapping with id and text, or a text, all of them strings"
+            raise Reject("malformed", f"{which} is of type {type(post).__name__} and not {wanted}")
     try:
-        msgspec.json.encode(made)
+        return made.id.encode(), encode_post(made)
     except UnicodeEncodeError:
-        raise Reject("not_utf8", f"{which} has a lone surrogate, which UTF-8 cannot hold") from None
-    return made
+        raise Reject("not_utf8", f"{which} holds a lone surrogate, which UTF-8 has no bytes for") from None

@@ -9,7 +9,6 @@ from manyray.rays import find_embeddings_topic, list_partitions
 from manyray.subscription import read_batch
 from schemas.embedding import Matrix
 from schemas.errors import Fatal, Reject, Retry
-from schemas.post import Post
 from streams import clients, clock
 from streams.settings import Settings
 from streams.topics import Topics
@@ -19,8 +18,8 @@ _WAIT_S = 0.05
 _OFFSET_TIMEOUT_S = 10.0
 
 
-def collect(settings: Settings, posts: Sequence[Post], publish: Callable[[], object], timeout_s: float) -> Matrix:
-    """Call `publish`, which sends the posts, and return their vectors in the order of `posts`: shape (n, dims).
+def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object], timeout_s: float) -> Matrix:
+    """Call `publish`, which sends posts of these ids, and return their vectors in the order of `ids`: shape (n, dims).
 
     Raises:
         Reject: a post was rejected; the first is named by its index.
@@ -35,21 +34,21 @@ def collect(settings: Settings, posts: Sequence[Post], publish: Callable[[], obj
         consumer.assign(_ends(settings, consumer.get_watermark_offsets, (topic, rejected)))
         deadline_s = clock.monotonic_s() + timeout_s
         publish()
-        index_of = {post.id: index for index, post in enumerate(posts)}
+        index_of = {post_id: index for index, post_id in enumerate(ids)}
         rows: dict[int, Matrix] = {}
         refused: dict[int, Reject] = {}
-        while len(rows) + len(refused) < len(posts):
+        while len(rows) + len(refused) < len(ids):
             if clock.monotonic_s() > deadline_s:
-                missing = len(posts) - len(rows) - len(refused)
+                missing = len(ids) - len(rows) - len(refused)
                 raise Retry(
-                    f"{missing} of {len(posts)} texts had no embedding after {timeout_s:.0f} s: see whether ingest, "
+                    f"{missing} of {len(ids)} texts had no embedding after {timeout_s:.0f} s: see whether ingest, "
                     "dedup and encode run with these settings (`manyray up`), or raise timeout_s"
                 )
             messages = consumer.consume(_RECORDS, _WAIT_S)
             batch = read_batch(message for message in messages if message.error() or message.topic() == topic)
-            for row, post_id in enumerate(batch.ids if batch else ()):
-                if batch and (index := index_of.get(post_id)) is not None:
-                    rows[index] = batch.vectors[row]
+            for post_id, row in zip(batch.ids, batch.vectors, strict=True) if batch else ():
+                if (index := index_of.get(post_id)) is not None:
+                    rows[index] = row
             for message in messages:
                 if not message.error() and message.topic() == rejected:
                     index = index_of.get((message.key() or b"").decode("utf-8", "replace"))
@@ -59,7 +58,7 @@ def collect(settings: Settings, posts: Sequence[Post], publish: Callable[[], obj
         consumer.close()
     if refused:
         raise refused[min(refused)]
-    return np.stack([rows[index] for index in range(len(posts))])
+    return np.stack([rows[index] for index in range(len(ids))])
 
 
 def _ends(

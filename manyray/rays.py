@@ -5,7 +5,6 @@ from confluent_kafka import KafkaException
 from schemas.errors import Fatal
 from streams import clients
 from streams.settings import Settings
-from streams.topics import Topics
 from streams.version import version_of
 
 _TIMEOUT_S = 10.0
@@ -17,8 +16,9 @@ def list_partitions(settings: Settings) -> dict[str, int]:
     Raises:
         Fatal: no broker answers.
     """
+    admin = clients.admin_client(settings)
     try:
-        topics = clients.admin_client(settings).list_topics(timeout=_TIMEOUT_S).topics
+        topics = admin.list_topics(timeout=_TIMEOUT_S).topics
     except KafkaException:
         raise clients.no_broker(settings) from None
     return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
@@ -38,14 +38,14 @@ def find_embeddings_topic(settings: Settings, ray: str) -> str:
         rays = sorted({topic.split(".")[1] for topic in existing if topic.startswith("embeddings.")})
         known = f"there are {', '.join(rays)}" if rays else "there is none yet: run `manyray topics create`"
         raise Fatal(f"no ray {name} on these brokers; {known}")
-    wanted = version or _own_version(settings, name) or versions[0]
     if version and version not in versions:
         raise Fatal(f"ray {name} has no version {version}; there are {', '.join(versions)}")
-    if wanted not in versions and len(versions) == 1:
-        wanted = versions[0]
-    elif wanted not in versions or (not version and len(versions) > 1 and wanted != _own_version(settings, name)):
+    own = version or _own_version(settings, name)
+    if own in versions:
+        return prefix + own
+    if len(versions) > 1:
         raise Fatal(f"ray {name} has several versions: choose one as {name}@{f' or {name}@'.join(versions)}")
-    return prefix + wanted
+    return prefix + versions[0]
 
 
 def _own_version(settings: Settings, ray: str) -> str:
@@ -53,6 +53,6 @@ def _own_version(settings: Settings, ray: str) -> str:
     if ray != settings.ray:
         return ""
     try:
-        return Topics.of(settings, version_of(settings)).version
+        return version_of(settings)
     except Fatal:
         return ""

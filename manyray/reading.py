@@ -33,7 +33,10 @@ class PostFile:
     the file is read (from stdin a new prefix each time). JSONL and CSV: `id_field` and `text_field` name the fields.
     """
 
-    def __init__(self, name: str, file: BinaryIO, layout: Format, id_field: str = "id", text_field: str = "text"):
+    def __init__(
+        self, name: str, file: BinaryIO, layout: Format, id_field: str = "id", text_field: str = "text"
+    ) -> None:
+        """Use `open_posts`."""
         self.name = name
         self.bytes_read = 0
         self._file = file

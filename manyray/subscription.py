@@ -49,9 +49,10 @@ class Batch:
 class Subscription:
     """An endless iterator of `Batch`es, as a member of a consumer group.
 
-    A batch counts as consumed, and is committed, when the next one is asked for, or when the subscription is closed.
-    If the loop's body raises, its batch is not committed, and comes again: so each embedding is seen at least once.
-    Leave it by the end of a `with` block, or by `close`. Used by one thread.
+    A batch counts as consumed, and is committed, when the next one is asked for, when a `with` block around the loop
+    is left without an exception, or by `close`. If the loop's body raises, its batch is not committed and comes again,
+    as does the last one of a loop that is left otherwise: so each embedding is seen at least once. Used by one thread;
+    a batch that takes longer than 10 minutes is given to another member.
     """
 
     def __init__(

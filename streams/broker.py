@@ -55,7 +55,7 @@ class Broker:
 
         The first listens on `port` if that is free, else on any free port, which `log` is told; 0 means any. The
         others listen on any. `heap_mib` is each server's; `cache_dir` is for `resolve_jars`, which downloads Kafka
-        the first time. The caller holds a `DataDirLock` on `data_dir`.
+        the first time, and for `aot_options`. The caller holds a `DataDirLock` on `data_dir`.
 
         Raises `Fatal` if Kafka cannot be downloaded, if `data_dir` holds a cluster of another size, or if a server
         ends or is not ready within `kafka_node.READY_S_MAX`, with the last lines of its log.

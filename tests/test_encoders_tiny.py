@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -187,6 +188,19 @@ def test_max_tokens_that_cannot_be_are_refused(tmp_path, max_tokens, said):
     """More than the model's positions, or no more than the special tokens: both are refused at load."""
     with pytest.raises(Fatal, match=said):
         ours(save_bert(tmp_path), max_tokens=max_tokens)
+
+
+def test_a_model_without_any_limit_needs_max_tokens(tmp_path):
+    """Where neither tokenizer, folder nor positions say where to cut, the setting must."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=150, num_key_value_heads=2, pad_token_id=0, **SHAPE)
+    Qwen2Model(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, most=None)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    write(tmp_path / "config.json", {**settings, "max_position_embeddings": -1})
+    with pytest.raises(Fatal, match="set max_tokens"):
+        ours(tmp_path)
+    assert ours(tmp_path, ["abc"], max_tokens=20).shape == (1, 32)
 
 
 def test_bfloat16_is_close_and_is_another_version(tmp_path):

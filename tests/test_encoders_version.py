@@ -63,7 +63,7 @@ def test_the_content_of_every_file_is_in_the_version(tmp_path):
         path.write_bytes(content)
     (folder / "vocab.txt").write_text("a")
     versions.add(version_of(folder))
-    (folder / "vocab.txt").rename(folder / "merges.txt")
+    (folder / "vocab.txt").rename(folder / "vocabulary.txt")  # in the same place of the order
     versions.add(version_of(folder))
     assert len(versions) == 1 + 7 + 2
 

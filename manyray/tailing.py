@@ -1,0 +1,102 @@
+"""`manyray tail`: embeddings as they arrive, a line each."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from confluent_kafka import Consumer, TopicPartition
+
+from manyray.client import Client
+from manyray.rays import find_embeddings_topic, list_partitions
+from manyray.subscription import Batch, read_batch
+from schemas.public_pb2 import CACHED, COMPUTED, Embedding
+from streams import clients
+from streams.settings import Settings
+
+Start = Literal["earliest", "latest"]
+
+_RECORDS = 100
+_WAIT_S = 0.2
+_NUMBERS = 4
+_ORIGINS = {COMPUTED: "computed", CACHED: "cached"}
+_OFFSET_TIMEOUT_S = 10.0
+
+
+def tail_ray(
+    settings: Settings, ray: str, *, start: Start, limit: int | None, as_json: bool, group: str | None
+) -> None:
+    """Write embeddings to stdout, endlessly or up to `limit`; with a group what was written is committed.
+
+    Raises:
+        Fatal: there is no such ray, or its topic cannot be read.
+    """
+    if group is None:
+        _write(_read_all(settings, ray, start), limit, as_json)
+        return
+    with Client(settings) as client, client.subscribe(ray, group, start=start, batch_posts=_RECORDS) as subscription:
+        _write(subscription, limit, as_json)
+
+
+def _write(batches: Iterator[Batch], limit: int | None, as_json: bool) -> None:
+    left = limit
+    for batch in batches:
+        shown = batch.embeddings[:left]
+        sys.stdout.writelines(f"{_json(one) if as_json else _line(one)}\n" for one in shown)
+        sys.stdout.flush()
+        if left is not None:
+            left -= len(shown)
+            if left <= 0:
+                return
+
+
+def _read_all(settings: Settings, ray: str, start: Start) -> Iterator[Batch]:
+    """All partitions of a ray from their begin or end, outside any group."""
+    topic = find_embeddings_topic(settings, ray)
+    with closing(clients.reader(settings)) as consumer:
+        consumer.assign(
+            [_place(consumer, topic, partition, start) for partition in range(list_partitions(settings)[topic])]
+        )
+        while True:
+            batch = read_batch(consumer.consume(_RECORDS, _WAIT_S))
+            if batch is not None:
+                yield batch
+
+
+def _place(consumer: Consumer, topic: str, partition: int, start: Start) -> TopicPartition:
+    place = TopicPartition(topic, partition)
+    low, high = consumer.get_watermark_offsets(place, timeout=_OFFSET_TIMEOUT_S) or (0, 0)
+    return TopicPartition(topic, partition, low if start == "earliest" else high)
+
+
+def _line(embedding: Embedding) -> str:
+    vector = np.frombuffer(embedding.vector, "<f4")
+    numbers = " ".join(f"{number:+.4f}" for number in vector[:_NUMBERS])
+    more = f" ... {embedding.dims} numbers" if embedding.dims > _NUMBERS else ""
+    return f"{embedding.post_id}\t[{numbers}{more}]\t{_origin(embedding)}\t{_latency_ms(embedding)} ms"
+
+
+def _json(embedding: Embedding) -> str:
+    row: dict[str, Any] = {
+        "id": embedding.post_id,
+        "ray": embedding.ray,
+        "version": embedding.version,
+        "origin": _origin(embedding),
+        "latency_ms": _latency_ms(embedding),
+        "posted_ms": embedding.posted_ms,
+        "fingerprint": embedding.fingerprint.hex(),
+        "source": [embedding.source_topic, embedding.source_partition, embedding.source_offset],
+        "vector": np.frombuffer(embedding.vector, "<f4").tolist(),
+    }
+    return msgspec.json.encode(row).decode()
+
+
+def _origin(embedding: Embedding) -> str:
+    return _ORIGINS.get(embedding.origin, "unknown")
+
+
+def _latency_ms(embedding: Embedding) -> int:
+    """From the post's record to the embedding's."""
+    return embedding.embedded_ms - embedding.posted_ms

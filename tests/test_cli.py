@@ -1,0 +1,229 @@
+"""The command line, as its users run it: what goes wrong is one line with the remedy, and an exit code."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from manyray.doctor import MODULES
+from streams.broker import Broker, DataDirLock
+from streams.settings import Settings
+from streams.topics import create_topics
+from streams.version import version_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def manyray(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in an empty environment, as far as Manyray is concerned."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MANYRAY_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "manyray", *arguments],
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on stderr, which has to be the only one."""
+    assert re.fullmatch(r"manyray: [^\n]+\n", done.stderr), done.stderr
+    return done.stderr
+
+
+def flags(settings: Settings) -> list[str]:
+    return [
+        f"--bootstrap-servers={settings.bootstrap_servers}",
+        f"--data-dir={settings.data_dir}",
+        f"--model={settings.model}",
+        f"--set=ray={settings.ray}",
+        f"--set=posts_topics={settings.posts_topics[0]}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ingest", "--set", "partitons=4"], "unknown setting partitons in the flags: did you mean partitions?"),
+        (["ingest", "--set", "partitions=many"], "setting partitions = 'many'"),
+        (["ingest", "--set", "partitions"], "KEY=VALUE"),
+        (["ingest", "--set", "kafka=x"], "--set kafka.sasl.username=me"),
+        (["ingest", "--model", "hash", "--set", "model=minilm"], "given twice"),
+        (["ingest", "--log-level", "loud"], "log_level"),
+        (["ingest", "--config", "absent.toml"], "absent.toml cannot be read"),
+        (["ingest", "--sett", "x=1"], "No such option: --sett"),
+        (["injest"], "No such command 'injest'"),
+        (["publish"], "Missing argument"),
+        (["tail", "textray", "--from", "yesterday"], "--from"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path):
+    """Flags and settings that cannot be meant are refused before anything is done."""
+    done = manyray(*arguments, cwd=tmp_path)
+    assert says in told(done)
+    assert done.returncode == 2
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path):
+    """Precedence, from weakest: manyray.toml, environment, flags; seen in the error that names the model."""
+    (tmp_path / "manyray.toml").write_text('model = "m-file"\n')
+    command = ["topics", "list"]
+    assert "model=m-file is unknown" in told(manyray(*command, cwd=tmp_path))
+    assert "model=m-env is unknown" in told(manyray(*command, cwd=tmp_path, MANYRAY_MODEL="m-env"))
+    flag = manyray(*command, "--model", "m-flag", cwd=tmp_path, MANYRAY_MODEL="m-env")
+    assert "model=m-flag is unknown" in told(flag)
+
+
+def test_a_secret_is_never_shown(tmp_path: Path):
+    """Neither the error for a setting nor that for a broker repeats what may be a password."""
+    for arguments in (
+        ["ingest", "--set", "kafka.sasl.password=hunter2", "--set", "partitions=x"],
+        ["ingest", "--set", "kafka.sasl.password=hunter2", "--set", "hunter2"],
+        ["ingest", "--set", "salt=hunter2", "--log-level", "debug"],
+    ):
+        done = manyray(*arguments, cwd=tmp_path)
+        assert done.returncode != 0
+        assert "hunter2" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("command", [["ingest"], ["dedup"], ["encode"], ["topics", "list"], ["tail", "textray"]])
+def test_without_a_broker_the_remedy_is_named(command: list[str], tmp_path: Path):
+    """Where no embedded broker runs, the line names both ways to have one."""
+    done = manyray(*command, "--model", "hash", cwd=tmp_path)
+    assert re.search("no broker runs on data directory .*`manyray up`.*--bootstrap-servers", told(done))
+    assert done.returncode == 1
+
+
+def test_a_broker_that_does_not_answer_is_named(tmp_path: Path):
+    """An address at which nobody listens is in the line."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        done = manyray("ingest", "--model", "hash", "--bootstrap-servers", address, cwd=tmp_path)
+    assert f"no Kafka broker answers at {address}" in told(done)
+    assert done.returncode == 1
+
+
+@pytest.mark.broker
+def test_a_missing_topic_is_named(settings: Settings, tmp_path: Path):
+    """A role refuses to start, and so does a client; `topics check` tells all of it."""
+    for command in (["ingest"], ["dedup"], ["encode"], ["publish", "-"]):
+        done = manyray(*command, *flags(settings), cwd=tmp_path)
+        assert re.search(r"topic posts\w+ is missing: run `manyray topics create`", told(done)), command
+        assert done.returncode == 1
+    done = manyray("topics", "check", *flags(settings), cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"topic lookups.{settings.ray} is missing" in done.stdout
+
+
+@pytest.mark.broker
+def test_a_wrong_partition_count_is_named(settings: Settings, tmp_path: Path):
+    """The line names the topic, both counts, and the setting that would fit."""
+    three = [*flags(settings), "--set=partitions=3"]
+    assert manyray("topics", "create", *three, cwd=tmp_path).returncode == 0
+    assert manyray("topics", "check", *three, cwd=tmp_path).returncode == 0
+    done = manyray("ingest", *flags(settings), "--set=partitions=5", cwd=tmp_path)
+    assert re.search(r"topic \S+ has 3 partitions and the setting partitions is 5: set partitions = 3", told(done))
+    assert done.returncode == 1
+
+
+@pytest.mark.broker
+def test_topics_are_created_once_and_listed(settings: Settings, tmp_path: Path):
+    """`create` is safe to repeat, and `list` shows every topic whole also where it is piped."""
+    first = manyray("topics", "create", *flags(settings), cwd=tmp_path)
+    assert f"created embeddings.{settings.ray}.{version_of(settings)}" in first.stdout
+    again = manyray("topics", "create", *flags(settings), cwd=tmp_path)
+    assert "nothing to do" in again.stdout
+    listed = manyray("topics", "list", *flags(settings), cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    for name in first.stdout.replace("created ", "").split():
+        assert re.search(rf"^{re.escape(name)}\s.*\s4\s+0\s+ok", listed.stdout, re.MULTILINE), name
+
+
+@pytest.mark.broker
+def test_a_metrics_port_in_use_is_named(settings: Settings, tmp_path: Path):
+    """A port that was asked for is taken or refused, never changed."""
+    create_topics(settings, version_of(settings))
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        for command in ("ingest", "up"):
+            done = manyray(command, *flags(settings), f"--set=metrics_port={port}", cwd=tmp_path)
+            assert f"port {port} for metrics is in use: set metrics_port" in done.stderr.splitlines()[-1]
+            assert done.returncode == 1
+
+
+def test_a_data_directory_in_use_is_refused(tmp_path: Path):
+    """A second `up` names the process that holds the data directory."""
+    with DataDirLock(tmp_path / "data"):
+        done = manyray("up", "--model", "hash", "--data-dir", str(tmp_path / "data"), cwd=tmp_path)
+    assert f"in use by process {os.getpid()}" in told(done)
+    assert done.returncode == 1
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_a_command_without_noise(
+    number: signal.Signals, code: int, settings: Settings, broker: Broker, tmp_path: Path
+):
+    """Ctrl-C and SIGTERM are no errors: no traceback, no line."""
+    create_topics(settings, version_of(settings))
+    # Reading from a pipe that stays open: the command says nothing, and waits.
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "manyray", "tail", settings.ray, *flags(settings), "--log-level=debug"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        # librdkafka's first line tells that the command is past its imports and at work.
+        process.stderr.readline()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "Traceback" not in said
+
+
+def test_help_imports_no_heavy_library(tmp_path: Path):
+    """`--help` is quick because it imports neither Kafka, Faust, torch nor numpy."""
+    code = "import sys, manyray.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert not {"confluent_kafka", "faust", "torch", "numpy", "transformers"} & set(done.stdout.split())
+
+
+def test_every_command_has_the_common_flags(tmp_path: Path):
+    """Each command takes the same flags for settings, and says what it is for."""
+    commands = "up ingest dedup encode publish tail doctor demo".split()
+    for command in [*([one] for one in commands), *(["topics", one] for one in ("create", "list", "check"))]:
+        done = manyray(*command, "--help", cwd=tmp_path, COLUMNS="200")
+        assert done.returncode == 0
+        for flag in ("--config", "--bootstrap-servers", "--data-dir", "--model", "--log-level", "--set"):
+            assert flag in done.stdout, (command, flag)
+
+
+def test_doctor_looks_at_every_dependency():
+    """What pyproject.toml depends on is what the doctor imports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[\[>=<]", one)[0] for one in project["dependencies"]} == set(MODULES)
+
+
+def test_doctor_names_problem_and_remedy(tmp_path: Path):
+    """A sound installation exits with 0, a model that cannot be with 1 and its line."""
+    sound = manyray("doctor", "--model", "hash", cwd=tmp_path)
+    assert sound.returncode == 0, sound.stdout
+    assert "problem" not in sound.stdout
+    wrong = manyray("doctor", "--model", "minlm", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert re.search("^problem model=minlm is unknown: .*did you mean minilm", wrong.stdout, re.MULTILINE)
