@@ -218,7 +218,7 @@ def _exit_cleanly(_number: int, _frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to end
+def _run(arguments: list[str]) -> int:
     try:
         return app(arguments, prog_name="manyray", standalone_mode=False) or 0
     except BadUsage as error:
@@ -227,9 +227,6 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one for each way to en
         return _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:  # `manyray tail | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except _CLICK_ERROR as error:
         return _fail(error.format_message(), 2)
     except Exception as error:

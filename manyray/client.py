@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+from weakref import WeakSet
 
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -49,7 +50,8 @@ class Client:
         """Use `connect`. Raises Fatal if no broker answers."""
         self.settings = settings
         self._producer: Producer | None = None
-        self._subscriptions: list[Subscription] = []
+        # Weak: a loop that was left with `break` gives its partitions back as soon as nobody holds it any more.
+        self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._failed: list[KafkaError] = []
         list_partitions(settings)
 
@@ -115,9 +117,9 @@ class Client:
             batch_posts=batch_posts,
             wait_s=wait_s,
             idle_s=idle_s,
-            on_close=self._subscriptions.remove,
+            on_close=self._subscriptions.discard,
         )
-        self._subscriptions.append(subscription)
+        self._subscriptions.add(subscription)
         return subscription
 
     def embed(self, texts: Sequence[str], timeout_s: float = 60.0) -> Matrix:
@@ -145,7 +147,7 @@ class Client:
     def close(self) -> None:
         """Close it and its subscriptions; a batch that is not known to be consumed is not committed."""
         for subscription in list(self._subscriptions):
-            subscription.close(commit=False)
+            subscription.close()
         self._producer = None
 
     def __enter__(self) -> Self:

@@ -36,5 +36,7 @@ def configure_logging(level: str, role: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO if debug else logging.WARNING, force=True)
     logging.getLogger("manyray").setLevel(level.upper())
     logging.getLogger("manyray.kafka").setLevel(logging.DEBUG if debug else logging.CRITICAL)
-    for name in ("faust", "mode", "aiokafka", "asyncio", "httpx", "huggingface_hub"):
+    for name in ("faust", "mode", "asyncio", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
+    # It logs as errors what it then tries again.
+    logging.getLogger("aiokafka").setLevel(logging.INFO if debug else logging.CRITICAL)

@@ -116,7 +116,12 @@ class Subscription:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close it; after an exception the batch last handed out is not committed."""
-        self.close(commit=kind is None)
+        self.close()
+
+    def __del__(self) -> None:
+        """Left without being closed, as by `break`: its batch comes again, and its partitions go to others at once."""
+        if not getattr(self, "_closed", True):
+            self.close(commit=False)
 
     def _commit(self) -> None:
         if not self._handed_out:

@@ -1,5 +1,6 @@
 """`manyray tail`: embeddings as they arrive, a line each."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -33,11 +34,17 @@ def tail_ray(
     Raises:
         Fatal: there is no such ray, or its topic cannot be read.
     """
-    if group is None:
-        _write(_read_all(settings, ray, start), limit, as_json)
-        return
-    with Client(settings) as client, client.subscribe(ray, group, start=start, batch_posts=_RECORDS) as subscription:
-        _write(subscription, limit, as_json)
+    try:
+        if group is None:
+            _write(_read_all(settings, ray, start), limit, as_json)
+            return
+        with (
+            Client(settings) as client,
+            client.subscribe(ray, group, start=start, batch_posts=_RECORDS) as subscription,
+        ):
+            _write(subscription, limit, as_json)
+    except BrokenPipeError:  # `manyray tail textray | head`: the reader has had enough, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(batches: Iterator[Batch], limit: int | None, as_json: bool) -> None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from schemas.internal_pb2 import Chunk, Source
 
+_CONTENT_BYTES = 24  # a fingerprint, and tag and length of the text
+_POST_BYTES = 40  # the number columns, and tag and length of the id
+
 SourceKey = tuple[str, int]
 """Topic and partition that a post was read from."""
 
@@ -13,10 +16,10 @@ SourceKey = tuple[str, int]
 class ChunkBuilder:
     """Collects posts of one partition, each distinct content once, until the caller takes the chunk.
 
-    `posts` and `content_bytes` tell the caller how full it is; the caller sets the limits.
+    `posts` and `size_bytes` tell the caller how full it is; the caller sets the limits.
     """
 
-    fingerprints: list[bytes] = field(default_factory=list)
+    fingerprints: dict[bytes, int] = field(default_factory=dict[bytes, int])
     texts: list[bytes] = field(default_factory=list)
     sources: dict[SourceKey, int] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
@@ -24,7 +27,8 @@ class ChunkBuilder:
     post_sources: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     posted_ms: list[int] = field(default_factory=list)
-    content_bytes: int = 0
+    size_bytes: int = 0
+    """About the size of the chunk when serialised, and no less."""
 
     @property
     def posts(self) -> int:
@@ -32,11 +36,13 @@ class ChunkBuilder:
         return len(self.ids)
 
     def add_content(self, fingerprint: bytes, text: bytes) -> int:
-        """Add a content that is not in it yet; its index is what `add_post` takes."""
-        self.fingerprints.append(fingerprint)
-        self.texts.append(text)
-        self.content_bytes += len(text)
-        return len(self.texts) - 1
+        """Add a content unless it is in it already; its index is what `add_post` takes."""
+        index = self.fingerprints.get(fingerprint)
+        if index is None:
+            index = self.fingerprints[fingerprint] = len(self.texts)
+            self.texts.append(text)
+            self.size_bytes += len(text) + _CONTENT_BYTES
+        return index
 
     def add_post(self, post_id: str, content: int, source: SourceKey, offset: int, posted_ms: int) -> None:
         """Add a post with the content of that index."""
@@ -44,6 +50,7 @@ class ChunkBuilder:
         if index is None:
             index = self.sources[source] = len(self.sources)
         self.ids.append(post_id)
+        self.size_bytes += (len(post_id) if post_id.isascii() else len(post_id.encode())) + _POST_BYTES
         self.contents.append(content)
         self.post_sources.append(index)
         self.offsets.append(offset)

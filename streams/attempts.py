@@ -20,7 +20,7 @@ def with_retries(work: Callable[[], None], recover: Callable[[], None], pause: C
     for attempt in range(ATTEMPTS_MAX):
         try:
             if failed is not None:
-                pause(PAUSE_S * 2**attempt)
+                pause(PAUSE_S * 2 ** (attempt - 1))
                 recover()
             work()
         except Retry as error:

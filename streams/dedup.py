@@ -50,14 +50,11 @@ def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBu
     """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
     builder = ChunkBuilder()
     sources = [(source.topic, source.partition) for source in chunk.sources]
-    placed: dict[int, int] = {}
     for post in posts:
         content = chunk.contents[post]
-        if content not in placed:
-            placed[content] = builder.add_content(fingerprints[content], chunk.texts[content])
         builder.add_post(
             chunk.ids[post],
-            placed[content],
+            builder.add_content(fingerprints[content], chunk.texts[content]),
             sources[chunk.post_sources[post]],
             chunk.offsets[post],
             chunk.posted_ms[post],

@@ -9,7 +9,6 @@ from schemas.post import Post
 
 CHUNK_BYTES_MAX = 512 * 1024
 """A chunk is closed past this; the largest post on top keeps it under 1 MiB."""
-_POST_OVERHEAD_BYTES = 40  # about what the number columns and tags take
 
 
 @dataclass(slots=True)
@@ -25,7 +24,6 @@ class Packer:
     chunk_posts_max: int
     full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
     _open: dict[int, ChunkBuilder] = field(default_factory=dict[int, ChunkBuilder])
-    _bytes: dict[int, int] = field(default_factory=dict[int, int])
     _known: dict[str, tuple[int, ChunkBuilder, int]] = field(default_factory=dict[str, tuple[int, ChunkBuilder, int]])
 
     def add(self, post: Post, source: SourceKey, offset: int, posted_ms: int) -> None:
@@ -35,8 +33,7 @@ class Packer:
             known = self._known[post.text] = self._place(post.text)
         partition, builder, content = known
         builder.add_post(post.id, content, source, offset, posted_ms)
-        self._bytes[partition] += len(post.id) + _POST_OVERHEAD_BYTES
-        if builder.posts >= self.chunk_posts_max or self._bytes[partition] >= CHUNK_BYTES_MAX:
+        if builder.posts >= self.chunk_posts_max or builder.size_bytes >= CHUNK_BYTES_MAX:
             self._close(partition)
 
     def take(self) -> list[tuple[int, ChunkBuilder]]:
@@ -54,8 +51,6 @@ class Packer:
         builder = self._open.get(partition)
         if builder is None:
             builder = self._open[partition] = ChunkBuilder()
-            self._bytes[partition] = 0
-        self._bytes[partition] += len(content)
         return partition, builder, builder.add_content(fingerprint, content)
 
     def _close(self, partition: int) -> None:

@@ -250,6 +250,11 @@ class Pipeline:
             if process.failure is not None:
                 raise process.failure
 
+    @property
+    def failed(self) -> bool:
+        """Whether `raise_failure` would raise."""
+        return any(process.failure for process in self._processes)
+
     def start_role(self, role: str) -> None:
         """Start one more process of a role."""
         self._started[role] += 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from packaging.requirements import Requirement
 
 from streams.kafka_jars import KAFKA_VERSION
 from streams.metrics import DEFAULT_PORT
@@ -147,7 +148,7 @@ def test_ports_are_published_on_this_machine_only(compose: Compose) -> None:
 
 
 def test_metrics_are_reachable(compose: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A role serves its metrics on the port that its service publishes and its image exposes, to all of the container."""
+    """A role serves its metrics outside its container, on the port that its service publishes and its image exposes."""
     ports = {(name, inner) for name, _, _, inner in published(compose)}
     for role, port in DEFAULT_PORT.items():
         service = compose["services"][role]
@@ -258,7 +259,6 @@ def test_an_image_runs_manyray_as_nobody_special(dockerfile: Path) -> None:
 
 def test_constraints_pin_every_dependency_once() -> None:
     """constraints.txt is sorted `name==version` lines, each name once, with every direct dependency in its bounds."""
-    packaging = pytest.importorskip("packaging.requirements")
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*==[a-z0-9.+!]+", pin) for pin in pins)
@@ -266,13 +266,15 @@ def test_constraints_pin_every_dependency_once() -> None:
     assert list(versions) == sorted(versions)
     assert len(versions) == len(pins)
     for wanted in [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]:
-        requirement = packaging.Requirement(wanted)
+        requirement = Requirement(wanted)
         assert requirement.specifier.contains(versions[requirement.name]), wanted
     assert "manyray" not in versions
 
 
 @pytest.mark.parametrize(
-    "path", [*DOCKER.iterdir(), ROOT / "constraints.txt", ROOT / "Makefile"], ids=lambda path: path.name
+    "path",
+    [*(path for path in DOCKER.rglob("*") if path.is_file()), ROOT / "constraints.txt", ROOT / "Makefile"],
+    ids=lambda path: path.name,
 )
 def test_no_file_names_a_package_index(path: Path) -> None:
     """Where packages come from is the user's choice: no file has an address in it."""

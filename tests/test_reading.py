@@ -17,6 +17,7 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 
 
 def read(data: bytes, layout: str, **fields: str) -> list[Post]:
+    """The posts of a file with these bytes."""
     return list(PostFile("posts", io.BytesIO(data), layout, **fields))  # type: ignore[arg-type]
 
 
@@ -82,9 +83,11 @@ class Endless(io.RawIOBase):
     bytes_given = 0
 
     def readable(self) -> bool:
+        """It is."""
         return True
 
-    def readinto(self, buffer) -> int:  # noqa: ANN001
+    def readinto(self, buffer) -> int:
+        """Fill the buffer with rows."""
         line = b'"1","x"\n' * (len(buffer) // 8)
         buffer[: len(line)] = line
         self.bytes_given += len(line)

@@ -1,0 +1,99 @@
+"""Laws of trying again."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.errors import Fatal, Retry
+from streams.attempts import ATTEMPTS_MAX, with_retries
+
+
+class Story:
+    """Work and its recovery, of which each call fails as told: "w" and "r" are calls of either that fail."""
+
+    def __init__(self, failures):
+        self.failures = list(failures)
+        self.calls = []
+
+    def work(self):
+        """Do it."""
+        self._call("work")
+
+    def recover(self):
+        """Mend it."""
+        self._call("recover")
+
+    def pause(self, seconds):
+        """Wait."""
+        self.calls.append(seconds)
+
+    def _call(self, name):
+        self.calls.append(name)
+        if self.failures and self.failures.pop(0):
+            raise Retry("the broker is away")
+
+
+def run(failures):
+    """Play a story to its end."""
+    story = Story(failures)
+    with_retries(story.work, story.recover, story.pause)
+    return story.calls
+
+
+def test_work_that_succeeds_is_done_once():
+    """No pause, no recovery."""
+    assert run([]) == ["work"]
+
+
+def test_a_failure_is_paused_for_recovered_from_and_done_again():
+    """In this order, and the pause doubles from a tenth of a second."""
+    assert run([True, False, True, False, False]) == ["work", 0.1, "recover", "work", 0.2, "recover", "work"]
+
+
+def test_a_recovery_that_fails_counts_as_an_attempt():
+    """The work is not tried on what was not mended."""
+    assert run([True, True, False, False]) == ["work", 0.1, "recover", 0.2, "recover", "work"]
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_work_never_runs_after_a_failure_without_a_recovery(failures):
+    """Before each work but the first stands a recovery that succeeded; attempts have a limit."""
+    story = Story(failures)
+    try:
+        with_retries(story.work, story.recover, story.pause)
+    except Fatal:
+        pass
+    else:
+        assert story.calls[-1] == "work"
+    assert all(before == "recover" for before, call in pairwise(story.calls) if call == "work")
+    assert sum(isinstance(call, float) for call in story.calls) <= ATTEMPTS_MAX - 1
+
+
+def test_it_gives_up_and_says_why():
+    """After six failures in a row the process ends, with the last cause and a remedy."""
+    with pytest.raises(Fatal, match="6 attempts.*the broker is away.*check the brokers"):
+        run([True] * 100)
+    pauses = []
+    with pytest.raises(Fatal):
+        with_retries(_fail, lambda: None, pauses.append)
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+def _fail():
+    raise Retry("no")
+
+
+@pytest.mark.parametrize("error", [Fatal("fenced"), ValueError("a bug")])
+def test_only_retry_is_tried_again(error):
+    """Anything else ends it at once, as it is."""
+    story = Story([True])
+
+    def work():
+        story.calls.append("work")
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        with_retries(work, story.recover, story.pause)
+    assert story.calls == ["work"]

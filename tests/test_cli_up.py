@@ -1,0 +1,146 @@
+"""`manyray up` and its supervisor: roles are kept alive, given up with a reason, and never left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from manyray.client import Client
+from schemas.errors import Fatal
+from streams import clock
+from streams.settings import Settings
+from streams.topics import create_topics
+from streams.up import RESTARTS_MAX, Pipeline
+from streams.version import version_of
+from tests.test_cli import flags, manyray
+
+pytestmark = pytest.mark.broker
+READY_S = 90.0
+
+
+def await_(condition, what: str) -> None:
+    """Wait for a condition that other processes bring about, and fail if it does not come."""
+    pause = threading.Event()
+    deadline_s = clock.monotonic_s() + READY_S
+    while not condition():
+        assert clock.monotonic_s() < deadline_s, what
+        pause.wait(0.05)
+
+
+def test_up_serves_a_file_and_leaves_nothing(tmp_path: Path):
+    """`up` brings its own broker; `publish` and `tail` find it by the data directory; SIGTERM ends all of it with 0."""
+    common = ["--model", "hash", "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "manyray", "up", *common], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as up:
+        assert up.stderr is not None
+        said: list[str] = []
+        for line in up.stderr:
+            said.append(line)
+            if line.startswith("manyray is up"):
+                break
+        assert said[-1].startswith("manyray is up"), said
+        everyone = psutil.Process(up.pid).children(recursive=True)
+        assert len(everyone) == 4
+        (tmp_path / "posts.txt").write_text("one\ntwo\none\n")
+        done = manyray("publish", "posts.txt", *common, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(r"published 3 posts to posts in .*\n", done.stdout)
+        assert done.stderr == ""
+        tail = manyray("tail", "textray", "--from", "earliest", "--limit", "3", *common, cwd=tmp_path)
+        assert tail.returncode == 0, tail.stderr
+        lines = [line.split("\t") for line in tail.stdout.splitlines()]
+        assert {line[0] for line in lines} == {"posts-1", "posts-2", "posts-3"}
+        assert all(re.fullmatch(r"\[([+-]0\.\d{4} ){4}\.\.\. 384 numbers\]", line[1]) for line in lines)
+        assert all(re.fullmatch(r"\d+ ms", line[3]) for line in lines)
+        up.send_signal(signal.SIGTERM)
+        rest = up.stderr.read()
+        assert up.wait(60) == 0
+    assert "Traceback" not in rest
+    assert not [process for process in everyone if process.is_running()]
+    assert manyray("tail", "textray", *common, cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_the_roles_end_with_a_supervisor_that_is_killed(tmp_path: Path):
+    """Even `kill -9` leaves no role and no broker behind."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "manyray", "up", "--model", "hash", "--data-dir", str(tmp_path / "data")],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as up:
+        assert up.stderr is not None
+        assert any(line.startswith("manyray is up") for line in up.stderr)
+        everyone = psutil.Process(up.pid).children(recursive=True)
+        up.kill()
+    assert len(everyone) == 4
+    gone, alive = psutil.wait_procs(everyone, timeout=30)
+    assert len(gone) == 4
+    assert not alive
+
+
+def test_a_role_that_dies_is_started_again_and_then_given_up(settings: Settings, capfd: pytest.CaptureFixture[str]):
+    """A killed role comes back and works; one that keeps dying is given up, by name, with how it died."""
+    create_topics(settings, version_of(settings))
+    with Pipeline(settings) as pipeline:
+        pipeline.wait_ready(READY_S)
+        first = pipeline.pids["encode"]
+        os.kill(first, signal.SIGKILL)
+        await_(lambda: pipeline.pids["encode"] != first, "encode is started again")
+        pipeline.wait_ready(READY_S)
+        with Client(pipeline.settings) as client:
+            assert client.embed(["served again"]).shape == (1, 384)
+        for _ in range(RESTARTS_MAX):
+            pid = pipeline.pids["encode"]
+            os.kill(pid, signal.SIGKILL)
+            await_(lambda pid=pid: pipeline.pids["encode"] != pid or pipeline.failed, "it dies")
+        with pytest.raises(Fatal, match=r"encode died 6 times within 60 s: killed by SIGKILL"):
+            pipeline.wait_ready(READY_S)
+
+
+def test_a_role_that_cannot_start_is_given_up_with_its_own_words(settings: Settings):
+    """What is wrong from the start is told at once, in the role's words, and not tried five times."""
+    settings = settings.model_copy(update={"metrics_host": "192.0.2.1"})
+    create_topics(settings, version_of(settings))
+    with (
+        Pipeline(settings, roles={"ingest": 1}) as pipeline,
+        pytest.raises(Fatal, match=r"^metrics_host = 192\.0\.2\.1 cannot be served"),
+    ):
+        pipeline.wait_ready(READY_S)
+
+
+def test_secrets_reach_the_roles_and_no_command_line(settings: Settings, tmp_path: Path):
+    """Every setting is handed over as it is, and what other users of the machine can see has none of them."""
+    from streams.handover import environment_for
+
+    settings = settings.model_copy(
+        update={"kafka": {"sasl.password": "hunter2"}, "max_tokens": 7, "salt": type(settings.salt)("pepper")}
+    )
+    code = (
+        "import os; from streams.handover import inherited_settings as get; s = get(); "
+        "print(s.model_dump() | {'salt': s.salt.get_secret_value()}, 'hunter2' in str(os.environ), get())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**environment_for(settings, "dedup"), "MANYRAY_MODEL": "ignored"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    whole = settings.model_dump() | {"salt": "pepper"}
+    assert done.stdout == f"{whole} False None\n"
+
+
+def test_a_command_finds_the_topics_of_its_own_settings(settings: Settings, tmp_path: Path):
+    """What `topics create` made is what `up` on the same brokers checks: flags are the same everywhere."""
+    assert manyray("topics", "create", *flags(settings), cwd=tmp_path).returncode == 0
+    with Pipeline(settings, roles={}) as pipeline:
+        assert pipeline.bootstrap_servers == settings.bootstrap_servers

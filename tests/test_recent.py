@@ -1,0 +1,40 @@
+"""Laws of the bounded map in RAM, against a list that is searched."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.recent import RecentVectors
+
+keys = st.integers(0, 7).map(lambda number: number.to_bytes(16, "big"))
+steps = st.lists(st.tuples(keys, st.none() | st.binary(min_size=1, max_size=12)), max_size=60)
+
+
+@given(steps, st.integers(0, 40))
+def test_it_is_a_least_recently_used_map(load, bytes_max):
+    """It holds what a plain list in order of use holds, of which the oldest go until the bytes fit."""
+    recent, model = RecentVectors(bytes_max), []
+    for key, vector in load:
+        held = next((value for name, value in model if name == key), None)
+        if vector is None:
+            assert recent.get(key) == held
+            vector = held
+        else:
+            recent.put(key, vector)
+        model = [pair for pair in model if pair[0] != key]
+        if vector is not None:
+            model.append((key, vector))
+        while sum(len(value) for _, value in model) > bytes_max:
+            model.pop(0)
+        assert len(recent) == len(model)
+    for key, vector in model:
+        assert recent.get(key) == vector
+
+
+@given(steps)
+def test_without_room_it_holds_nothing(load):
+    """A limit of 0 passes everything through."""
+    recent = RecentVectors(0)
+    for key, vector in load:
+        recent.put(key, vector or b"x")
+        assert recent.get(key) is None
+    assert len(recent) == 0
