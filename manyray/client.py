@@ -147,7 +147,7 @@ class Client:
     def close(self) -> None:
         """Close it and its subscriptions; a batch that is not known to be consumed is not committed."""
         for subscription in list(self._subscriptions):
-            subscription.close()
+            subscription.close(commit=False)
         self._producer = None
 
     def __enter__(self) -> Self:

@@ -116,7 +116,7 @@ class Subscription:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close it; after an exception the batch last handed out is not committed."""
-        self.close()
+        self.close(commit=kind is None)
 
     def __del__(self) -> None:
         """Left without being closed, as by `break`: its batch comes again, and its partitions go to others at once."""

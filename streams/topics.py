@@ -11,6 +11,7 @@ from confluent_kafka.admin import (
 )
 
 from schemas.errors import Fatal
+from streams import clock
 from streams.clients import admin_client, no_broker
 from streams.settings import Settings
 
@@ -103,6 +104,8 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
 def create_topics(settings: Settings, version: str) -> list[str]:
     """Create the topics that are missing and return their names; those that exist are left as they are.
 
+    Returns when clients can see them.
+
     Raises:
         Fatal: no broker answers, or it refuses.
     """
@@ -119,7 +122,14 @@ def create_topics(settings: Settings, version: str) -> list[str]:
             cause: KafkaError = error.args[0]
             if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was quicker
                 raise Fatal(f"topic {name} cannot be created: {cause.str()}; check replication and the ACLs") from None
-    return [plan.name for plan in missing]
+    names = [plan.name for plan in missing]
+    # The controller has made them; the brokers tell clients of them a moment later.
+    deadline_s = clock.monotonic_s() + CREATE_TIMEOUT_S
+    while not set(names) <= _partitions_by_name(admin, settings).keys():
+        if clock.monotonic_s() > deadline_s:
+            raise Fatal(f"topics were created, but brokers do not show them after {CREATE_TIMEOUT_S:.0f} s: try again")
+        clock.sleep_s(0.05)
+    return names
 
 
 def find_problems(settings: Settings, version: str) -> list[str]:

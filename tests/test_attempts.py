@@ -73,7 +73,7 @@ def test_work_never_runs_after_a_failure_without_a_recovery(failures):
 
 def test_it_gives_up_and_says_why():
     """After six failures in a row the process ends, with the last cause and a remedy."""
-    with pytest.raises(Fatal, match="6 attempts.*the broker is away.*check the brokers"):
+    with pytest.raises(Fatal, match=r"6 attempts.*the broker is away.*check the brokers"):
         run([True] * 100)
     pauses = []
     with pytest.raises(Fatal):

@@ -122,8 +122,9 @@ def test_a_loop_without_a_with_block_commits_no_batch_at_hand(client: Client):
     """An exception that is caught around a bare loop is one too: closing the client commits nothing."""
     write(client.settings, *(embedding(number) for number in range(4)))
     with Client(client.settings) as other:
+        subscription = other.subscribe(client.settings.ray, "g", batch_posts=2)  # held, so that only `other` closes it
         try:
-            for batch in other.subscribe(client.settings.ray, "g", batch_posts=2):
+            for batch in subscription:
                 if "p2" in batch.ids:
                     raise ZeroDivisionError
         except ZeroDivisionError:

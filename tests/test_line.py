@@ -70,7 +70,7 @@ def test_anything_else_is_a_gap(last, sequence, epoch_ms):
     if allowed:
         follow(seen, source(sequence, epoch_ms))
     else:
-        with pytest.raises(Fatal, match="missing before.*accept_gaps"):
+        with pytest.raises(Fatal, match=r"missing before.*accept_gaps"):
             follow(seen, source(sequence, epoch_ms))
 
 

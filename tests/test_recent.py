@@ -13,13 +13,13 @@ steps = st.lists(st.tuples(keys, st.none() | st.binary(min_size=1, max_size=12))
 def test_it_is_a_least_recently_used_map(load, bytes_max):
     """It holds what a plain list in order of use holds, of which the oldest go until the bytes fit."""
     recent, model = RecentVectors(bytes_max), []
-    for key, vector in load:
+    for key, put in load:
         held = next((value for name, value in model if name == key), None)
-        if vector is None:
+        if put is None:
             assert recent.get(key) == held
-            vector = held
         else:
-            recent.put(key, vector)
+            recent.put(key, put)
+        vector = held if put is None else put
         model = [pair for pair in model if pair[0] != key]
         if vector is not None:
             model.append((key, vector))

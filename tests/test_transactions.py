@@ -15,6 +15,8 @@ from streams.settings import Settings
 from streams.transactions import TransactionalProducer
 
 pytestmark = pytest.mark.broker
+STALL_S = 30.0
+"""A broker that says nothing for so long fails a test instead of hanging it."""
 
 
 @pytest.fixture
@@ -45,12 +47,14 @@ def read(settings: Settings, topic: str, partition: int = 0, *, committed: bool 
     consumer = clients.reader(settings, committed=committed)
     consumer.assign([TopicPartition(topic, partition, 0)])
     found = []
-    while True:
-        for message in consumer.consume(1_000, 30):
-            if message.error() is not None:
-                consumer.close()
+    try:
+        while (message := consumer.poll(STALL_S)) is not None:
+            if message.error() is not None:  # the end
                 return found
             found.append((message.key(), message.value()))
+    finally:
+        consumer.close()
+    raise AssertionError(f"the end of {topic}/{partition} was not reached in {STALL_S} s")
 
 
 def put(producer: TransactionalProducer, topic: str, *values: bytes) -> None:
