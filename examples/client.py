@@ -1,6 +1,6 @@
 """Manyray's own client: publish, embed, subscribe.
 
-    python examples/client.py        # beside a running `manyray up`
+python examples/client.py        # beside a running `manyray up`
 """
 
 import manyray

@@ -1,6 +1,6 @@
 """Posts in and embeddings out with nothing of Manyray's but its published schema: confluent-kafka and protobuf.
 
-    python examples/plain_kafka.py HOST:PORT embeddings.textray.VERSION
+python examples/plain_kafka.py HOST:PORT embeddings.textray.VERSION
 """
 
 import json

@@ -1,9 +1,10 @@
 """Kafka clients: what every consumer and producer of Manyray is configured with, and how users' properties reach it."""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import Fatal
@@ -11,6 +12,8 @@ from streams.broker import read_running
 from streams.settings import Settings
 
 _log = logging.getLogger("manyray.kafka")
+
+Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
 _OURS = frozenset(
     "bootstrap.servers group.id transactional.id enable.idempotence isolation.level enable.auto.commit "
@@ -43,7 +46,7 @@ def no_broker(settings: Settings) -> Fatal:
 
 def admin_client(settings: Settings) -> AdminClient:
     """An admin client; it connects when first used."""
-    return AdminClient(_common(settings))
+    return _made(AdminClient, _common(settings))
 
 
 def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
@@ -51,7 +54,8 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
 
     It joins by Kafka's new group protocol (KIP-848), whose rebalances move only what has to move.
     """
-    return Consumer(
+    return _made(
+        Consumer,
         {
             "group.protocol": "consumer",
             **_common(settings),
@@ -63,13 +67,14 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
             "queued.max.messages.kbytes": 32_768,
             "max.poll.interval.ms": 600_000,
             **{name.replace("_", "."): value for name, value in properties.items()},
-        }
+        },
     )
 
 
 def reader(settings: Settings, *, committed: bool = True) -> Consumer:
     """A consumer outside any group, for reading partitions that the caller assigns."""
-    return Consumer(
+    return _made(
+        Consumer,
         {
             **_common(settings),
             "group.id": "manyray.reader",  # librdkafka wants one even if nothing is committed
@@ -78,7 +83,7 @@ def reader(settings: Settings, *, committed: bool = True) -> Consumer:
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 50,
-        }
+        },
     )
 
 
@@ -102,7 +107,14 @@ def producer(settings: Settings, transactional_id: str | None = None) -> Produce
         properties["transactional.id"] = transactional_id
         properties["transaction.timeout.ms"] = settings.transaction_timeout_ms
         properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
-    return Producer(properties)
+    return _made(Producer, properties)
+
+
+def _made(kind: Callable[[dict[str, Any]], Made], properties: dict[str, Any]) -> Made:
+    try:
+        return kind(properties)
+    except KafkaException as error:  # its words name the property, which can only be one that was passed through
+        raise Fatal(f"[kafka] holds what librdkafka does not take: {error.args[0].str()}") from None
 
 
 def _common(settings: Settings) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _log = logging.getLogger("manyray.encode")
 
 IN_FLIGHT_MAX = 2
 """Windows submitted and not yet published: one is computed while the one before is published."""
-WINDOW_BATCHES = 4
+WINDOW_BATCHES = 6
 """Batches in a window, unless window_tokens is set: enough posts to sort by length, few enough to come out soon."""
 FINISH_TIMEOUT_S = 60.0
 _VECTORS_BYTES_MAX = 512 * 1024

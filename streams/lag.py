@@ -28,9 +28,12 @@ class LagReporter:
         if clock.monotonic_s() < self._next_s:
             return
         self._next_s = clock.monotonic_s() + EVERY_S
-        for (topic, partition), position in processed.items():
-            _, high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True) or (0, 0)
-            done = max(position, self._ends.get((topic, partition), 0)) if position >= 0 else 0
+        read = self.consumer.position([TopicPartition(*place) for place in processed])
+        for (topic, partition), at in zip(processed, read, strict=True):
+            _, high = self.consumer.get_watermark_offsets(at, cached=True) or (0, 0)
+            done = max(0, processed[topic, partition])
+            if done >= at.offset:  # nothing is under way, so only what is not a record can lie behind it
+                done = max(done, self._ends.get((topic, partition), 0))
             self.metrics.consumer_lag.labels(topic, str(partition)).set(max(0, high - done))
 
     def forget(self, topic: str, partition: int) -> None:

@@ -141,7 +141,9 @@ def find_problems(settings: Settings, version: str) -> list[str]:
     admin = admin_client(settings)
     plans = plan_topics(settings, version)
     existing = _partitions_by_name(admin, settings)
-    return compare(plans, existing, _cleanup_policy(admin, plans, existing), settings.posts_topics)
+    topics = Topics.of(settings, version)
+    free = (*topics.posts, topics.rejected, topics.embeddings)
+    return compare(plans, existing, _cleanup_policy(admin, plans, existing), free)
 
 
 def compare(
@@ -149,7 +151,7 @@ def compare(
 ) -> list[str]:
     """The differences between plans and what is there: `partitions` and cleanup `policy` by topic name.
 
-    Topics in `free` (the users' own) may have any number of partitions.
+    Topics in `free` may have any number of partitions: those of users, which nothing is co-partitioned with.
     """
     problems: list[str] = []
     for plan in plans:
