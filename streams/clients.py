@@ -16,8 +16,9 @@ _log = logging.getLogger("manyray.kafka")
 Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
 _OURS = frozenset(
-    "bootstrap.servers group.id transactional.id enable.idempotence isolation.level enable.auto.commit "
-    "enable.auto.offset.store auto.offset.reset acks partitioner group.protocol".split()
+    "bootstrap.servers metadata.broker.list group.id transactional.id enable.idempotence isolation.level "
+    "enable.auto.commit enable.auto.offset.store auto.offset.reset acks request.required.acks partitioner "
+    "group.protocol".split()
 )
 """Properties that exactly once, or a setting of ours, depends on."""
 

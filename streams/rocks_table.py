@@ -1,6 +1,7 @@
 """The table on disk: RocksDB through rocksdict, in raw mode (its default pickles)."""
 
 import errno
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -9,9 +10,12 @@ from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, Writ
 
 from schemas.errors import Fatal
 
+_log = logging.getLogger("manyray.table")
+
 _OFFSET = b"offset"  # 6 bytes: no fingerprint, which has 16, can be equal
 _WRITE_BATCH_BYTES = 1_000_000  # rocksdict's `write` holds the GIL, so a batch is bounded
 _MEMTABLE_BYTES = 16 * 1024 * 1024
+_MEMTABLE_BYTES_MIN = 64 * 1024
 _INDEX_CACHE_BYTES = 64 * 1024 * 1024
 
 
@@ -30,7 +34,9 @@ class RocksTable:
         """
         self._folder = folder
         self._half_bytes = max(1, bytes_max // 2)
-        self._options = _options(index_cache or Cache(_INDEX_CACHE_BYTES))
+        # Of a small table the memtable is a part that counts: an eighth of the whole at most.
+        memtable_bytes = max(_MEMTABLE_BYTES_MIN, min(_MEMTABLE_BYTES, bytes_max // 8))
+        self._options = _options(index_cache or Cache(_INDEX_CACHE_BYTES), memtable_bytes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
@@ -39,7 +45,8 @@ class RocksTable:
             self._generations = [(number, self._open(number)) for number in (numbers or [1])[-2:]]
         except Exception as error:
             raise _explain(error, folder) from None
-        self.offset = _offset_of(self._newest)
+        # A crash between a rotation and the first write leaves a newest one without an offset.
+        self.offset = _offset_of(self._newest) or _offset_of(self._generations[0][1])
         self._unchecked_bytes = self._half_bytes  # so that the first write looks at the size
 
     def get_many(self, fingerprints: list[bytes]) -> list[bytes | None]:
@@ -89,7 +96,10 @@ class RocksTable:
     def close(self) -> None:
         """See `Table`."""
         for _, database in self._generations:
-            database.close()
+            try:
+                database.close()
+            except Exception as error:  # after a failed write it fails too; what is lost is read from `vectors` again
+                _log.debug("closing %s: %s", self._folder, error)
 
     @property
     def _newest(self) -> Rdict:
@@ -118,7 +128,7 @@ def index_cache() -> Cache:
     return Cache(_INDEX_CACHE_BYTES)
 
 
-def _options(cache: Cache) -> Options:
+def _options(cache: Cache, memtable_bytes: int) -> Options:
     """RocksDB for write-once values of a kilobyte or two that are found by exact key."""
     blocks = BlockBasedOptions()
     blocks.set_bloom_filter(10, block_based=False)
@@ -131,8 +141,9 @@ def _options(cache: Cache) -> Options:
     options.set_enable_blob_files(True)
     options.set_min_blob_size(512)
     options.set_enable_blob_gc(True)
-    options.set_write_buffer_size(_MEMTABLE_BYTES)
-    options.set_max_total_wal_size(2 * _MEMTABLE_BYTES)
+    options.set_write_buffer_size(memtable_bytes)
+    options.set_arena_block_size(memtable_bytes // 8)
+    options.set_max_total_wal_size(2 * memtable_bytes)
     options.set_max_open_files(256)
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1_000_000)

@@ -15,7 +15,7 @@ PREFIX = "MANYRAY_"
 KAFKA_PREFIX = PREFIX + "KAFKA__"
 DEFAULT_FILE = Path("manyray.toml")
 _NOT_SETTINGS = {PREFIX + "CONFIG"}  # names the file; `_RESTARTS` and the like are set by `manyray up` for its children
-_SECRET_WORDS = ("password", "secret", "jaas", "key.pem", "oauthbearer.config", "token")
+_SECRET_WORDS = ("password", "passphrase", "secret", "jaas", "key.pem", "oauthbearer.config", "token")
 
 
 class Settings(BaseModel):
@@ -113,7 +113,7 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
     kafka: dict[str, str] = Field(
-        default_factory=dict, description="librdkafka properties passed through, such as sasl.username"
+        default_factory=dict, repr=False, description="librdkafka properties passed through, such as sasl.username"
     )
 
     @field_validator("kafka", mode="before")
@@ -191,6 +191,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             values.setdefault("kafka", {})[name.removeprefix(KAFKA_PREFIX).lower().replace("_", ".")] = value
             continue
         key = name.removeprefix(PREFIX).lower()
+        if key == "kafka":
+            raise Fatal(f"{name} has no value of its own: {KAFKA_PREFIX}SASL_USERNAME is sasl.username, and so on")
         _check_known(key, f"in the environment ({name})")
         values[key] = _tuple_of(name, value) if key == "posts_topics" else value
     return values

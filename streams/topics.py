@@ -151,7 +151,8 @@ def compare(
 ) -> list[str]:
     """The differences between plans and what is there: `partitions` and cleanup `policy` by topic name.
 
-    Topics in `free` may have any number of partitions: those of users, which nothing is co-partitioned with.
+    Topics in `free` may have any number of partitions and any policy: users write or read them, and nothing is
+    co-partitioned with them.
     """
     problems: list[str] = []
     for plan in plans:
@@ -164,7 +165,7 @@ def compare(
                 f"set partitions = {found}, or delete the topic and run `manyray topics create`"
             )
         wanted = plan.config.get("cleanup.policy", "delete")
-        if policy.get(plan.name, wanted) != wanted:
+        if plan.name not in free and policy.get(plan.name, wanted) != wanted:
             problems.append(
                 f"topic {plan.name} has cleanup.policy={policy[plan.name]}, it needs {wanted}: "
                 f"kafka-configs --alter --topic {plan.name} --add-config cleanup.policy={wanted}"
@@ -186,7 +187,7 @@ def check_topics(settings: Settings, version: str) -> None:
 
 def _partitions_by_name(admin: AdminClient, settings: Settings) -> dict[str, int]:
     try:
-        found = admin.list_topics(timeout=10).topics
+        found = admin.list_topics(timeout=5).topics
     except KafkaException:
         raise no_broker(settings) from None
     return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}

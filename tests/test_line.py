@@ -85,6 +85,14 @@ def test_progress_follows_each_source_by_itself():
     assert Progress.from_bytes(progress.to_bytes()) == progress
 
 
+def test_progress_is_a_value():
+    """What it was before a chunk stays: a transaction that failed is done again from there."""
+    before = Progress().after(Chunk(sources=[source(1)]), 0)
+    first, again = (before.after(Chunk(sources=[source(2)]), 1) for _ in range(2))
+    assert first == again
+    assert before.sources["posts", 0].sequence == 1
+
+
 def test_progress_stops_at_a_gap_unless_told_to_go_on():
     """A missing chunk stops dedup; with accept_gaps it goes on, and the line goes on from there."""
     before = Progress().after(Chunk(sources=[source(1)]), 0)

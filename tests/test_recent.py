@@ -38,3 +38,13 @@ def test_without_room_it_holds_nothing(load):
         recent.put(key, vector or b"x")
         assert recent.get(key) is None
     assert len(recent) == 0
+
+
+def test_a_vector_that_was_asked_for_outlives_an_older_put():
+    """The worked case: room for two, the first is used again, so the second goes for the third."""
+    recent = RecentVectors(2)
+    recent.put(b"first", b"1")
+    recent.put(b"second", b"2")
+    assert recent.get(b"first") == b"1"
+    recent.put(b"third", b"3")
+    assert [recent.get(key) for key in (b"first", b"second", b"third")] == [b"1", None, b"3"]
