@@ -117,6 +117,21 @@ def test_a_table_is_a_dict(kind, load):
         table.close()
 
 
+def copy_still(before: Path, after: Path) -> None:
+    """Copy a folder as it is at one moment: again, until no compaction in the background came between."""
+    for _ in range(100):
+        names = {path.relative_to(before) for path in before.rglob("*")}
+        try:
+            shutil.copytree(before, after, ignore=shutil.ignore_patterns("LOCK"))
+        except shutil.Error:
+            shutil.rmtree(after)
+            continue
+        if names == {path.relative_to(before) for path in before.rglob("*")}:
+            return
+        shutil.rmtree(after)
+    raise AssertionError("RocksDB never rests")
+
+
 class DiskMachine(RuleBasedStateMachine):
     """RocksTable against a dict, through closes and crashes; a crash leaves what the files hold at that moment."""
 
@@ -154,7 +169,7 @@ class DiskMachine(RuleBasedStateMachine):
         """The process is gone without a word: another one opens what it has written."""
         before = self.root / str(self.number)
         self.number += 1
-        shutil.copytree(before, self.root / str(self.number), ignore=shutil.ignore_patterns("LOCK"))
+        copy_still(before, self.root / str(self.number))
         self.table.close()
         shutil.rmtree(before)
         self.table = self._open()
