@@ -1,5 +1,8 @@
 """What the tests share: one embedded broker a session, settings of a ray of one's own, real posts."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +43,19 @@ def tweets() -> list[str]:
     files = sorted(TWEETEVAL.glob("*/*_text.txt"))
     # Tweets hold line separators other than \n, which str.splitlines would split at.
     return [line for file in files for line in file.read_bytes().decode().split("\n")[:-1]]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 4 MiB."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("a full disk is tested by root only: it takes mounting a small tmpfs")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a full disk is not tested: this machine lets nobody mount a tmpfs ({mounted.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)

@@ -1,6 +1,5 @@
 """Laws of the table, the same for every kind of it, and what only the one on disk has to hold."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -324,22 +323,6 @@ def test_a_damaged_table_says_what_to_do(tmp_path):
     with pytest.raises(Fatal, match="delete the folder, it is refilled") as caught:
         RocksTable(tmp_path, LIMIT)
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 4 MiB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("a full disk is tested by root only: it takes mounting a small tmpfs")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a full disk is not tested: this machine lets nobody mount a tmpfs ({mounted.stderr.strip()})")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_ends_in_one_clear_line(small_disk):
