@@ -16,12 +16,12 @@ from schemas.errors import Fatal, ManyrayError
 from streams import clients
 from streams.faust_credentials import faust_credentials
 from streams.lane import Lane, Record, Shared
-from streams.metrics import Metrics, serve_metrics
+from streams.metrics import Metrics
 from streams.rocks_table import index_cache
+from streams.role import begin
 from streams.settings import Settings
-from streams.topics import Topics, check_topics
+from streams.topics import Topics
 from streams.transport import CheckpointConsumer, CheckpointTransport
-from streams.version import version_of
 
 _log = logging.getLogger("manyray.dedup")
 
@@ -257,8 +257,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    version = version_of(settings)
-    check_topics(settings, version)
-    metrics = Metrics.create()
-    serve_metrics(metrics, settings, "dedup")
-    asyncio.run(serve(settings, Topics.of(settings, version), metrics, stop))
+    topics, metrics = begin(settings, "dedup")
+    asyncio.run(serve(settings, topics, metrics, stop))

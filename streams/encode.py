@@ -26,12 +26,12 @@ from schemas.public_pb2 import CACHED, COMPUTED
 from streams import clock
 from streams.attempts import with_retries
 from streams.group import Member
-from streams.metrics import Metrics, serve_metrics
+from streams.metrics import Metrics
 from streams.recent import RecentVectors
+from streams.role import begin
 from streams.settings import Settings
-from streams.topics import Topics, check_topics
+from streams.topics import Topics
 from streams.transactions import KeyValue, TransactionalProducer
-from streams.version import version_of
 from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
@@ -260,10 +260,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    version = version_of(settings)
-    check_topics(settings, version)
-    metrics = Metrics.create()
-    serve_metrics(metrics, settings, "encode")
+    topics, metrics = begin(settings, "encode")
     encoder = load_encoder(
         settings.model,
         revision=settings.revision,
@@ -275,7 +272,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     warm_up(encoder, batch_tokens)
     window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
-        encode = Encode(settings, Topics.of(settings, version), metrics, engine, window_tokens)
+        encode = Encode(settings, topics, metrics, engine, window_tokens)
         try:
             while not stop.is_set():
                 with_retries(encode.step, encode.recover, stop.wait)

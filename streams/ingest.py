@@ -19,12 +19,12 @@ from streams import clock
 from streams.attempts import with_retries
 from streams.group import Member
 from streams.line import Line
-from streams.metrics import Metrics, serve_metrics
+from streams.metrics import Metrics
 from streams.packing import Packer
+from streams.role import begin
 from streams.settings import Settings
-from streams.topics import Topics, check_topics
+from streams.topics import Topics
 from streams.transactions import TransactionalProducer
-from streams.version import version_of
 
 _log = logging.getLogger("manyray.ingest")
 
@@ -158,11 +158,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    version = version_of(settings)
-    check_topics(settings, version)
-    metrics = Metrics.create()
-    serve_metrics(metrics, settings, "ingest")
-    topics = Topics.of(settings, version)
+    topics, metrics = begin(settings, "ingest")
     producer = TransactionalProducer(settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics)
     producer.open()
     # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
@@ -176,7 +172,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         on_lost=lines.clear,
     )
     packer = Packer(
-        fingerprinter(version, settings.salt.get_secret_value()), settings.partitions, settings.chunk_posts_max
+        fingerprinter(topics.version, settings.salt.get_secret_value()), settings.partitions, settings.chunk_posts_max
     )
     ingest = Ingest(settings, topics, metrics, member, producer, packer, lines)
     try:

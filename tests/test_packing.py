@@ -5,6 +5,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, normalise, partition_of, split_fingerprints
 from schemas.internal_pb2 import Source
 from schemas.post import ID_BYTES_MAX, Post
@@ -16,6 +17,7 @@ FINGERPRINT = fingerprinter("v")
 # Few letters, so that posts repeat, and repeat in another spelling.
 TEXTS = st.sampled_from(["a", "b", "c", "d\n", "d\r", "d\r\n", "\u00e9", "e\u0301", "x" * 200_000])
 SOURCES = st.sampled_from([("posts", 0), ("posts", 1), ("other", 0)])
+ids = st.text(st.sampled_from("a\u00e9\U0001f600"), min_size=1, max_size=64)
 loads = st.lists(st.tuples(TEXTS, SOURCES), max_size=40)
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 12))
 
@@ -103,6 +105,19 @@ def test_take_leaves_nothing(first, second, shape):
         taken = chunks_of(packer)
     assert taken == pack(second, *shape)
     assert packer.take() == []
+
+
+wide = st.integers(0, 2**62)
+
+
+@given(st.lists(st.tuples(ids, st.sampled_from(["a", "é" * 50, "b" * 3_000]), wide, wide), min_size=1, max_size=60))
+def test_a_chunk_is_no_larger_than_its_builder_says(load):
+    """Serialised, with the largest numbers; its sources, and 64 bytes that every chunk has, come on top."""
+    builder = ChunkBuilder()
+    for post_id, text, offset, posted_ms in load:
+        content = builder.add_content(FINGERPRINT(text.encode()), text.encode())
+        builder.add_post(post_id, content, ("posts", 0), offset, posted_ms)
+    assert builder.build("0123456789ab", []).ByteSize() <= builder.size_bytes + 64
 
 
 def _limit(name: str) -> int:

@@ -66,14 +66,18 @@ def test_kafka_properties_are_merged_by_name(write, monkeypatch):
 def test_every_spelling_of_a_property_is_the_same_one(write):
     """Dotted keys, quoted keys and nested tables of TOML are one librdkafka property; values are spelt its way."""
     spellings = (
-        'kafka.sasl.username = "me"\nkafka.enable.ssl = true',
-        '[kafka]\nsasl.username = "me"\nenable.ssl = true',
-        '[kafka]\n"sasl.username" = "me"\n"enable.ssl" = "true"',
-        '[kafka.sasl]\nusername = "me"\n[kafka.enable]\nssl = true',
+        'kafka.sasl.username = "me"\nkafka.sasl.oauthbearer.client.id = 5\nkafka.enable.ssl = true',
+        '[kafka]\nsasl.username = "me"\nsasl.oauthbearer.client.id = 5\nenable.ssl = true',
+        '[kafka]\n"sasl.username" = "me"\n"sasl.oauthbearer.client.id" = "5"\n"enable.ssl" = "true"',
+        '[kafka.sasl]\nusername = "me"\noauthbearer.client.id = 5\n[kafka.enable]\nssl = true',
     )
     for text in spellings:
         write(text)
-        assert load_settings().kafka == {"sasl.username": "me", "enable.ssl": "true"}
+        assert load_settings().kafka == {
+            "sasl.username": "me",
+            "sasl.oauthbearer.client.id": "5",
+            "enable.ssl": "true",
+        }
 
 
 def test_a_named_file_is_read_instead(write, tmp_path, monkeypatch):
