@@ -13,6 +13,9 @@ from streams.settings import Settings
 
 _log = logging.getLogger("manyray.kafka")
 
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+"""Of one record before compression: only a rejected post comes near."""
+
 Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
 _OURS = frozenset(
@@ -102,7 +105,7 @@ def producer(settings: Settings, transactional_id: str | None = None) -> Produce
         **_common(settings),
         "enable.idempotence": True,
         "partitioner": "murmur2_random",
-        "message.max.bytes": 2_097_152,
+        "message.max.bytes": MESSAGE_BYTES_MAX,
     }
     if transactional_id is not None:
         properties["transactional.id"] = transactional_id

@@ -84,6 +84,8 @@ def server_properties(node: Node, nodes: Sequence[Node]) -> str:
         "min.insync.replicas": in_sync,
         # Internal topics: few partitions, because each costs a start, a fail-over and a start-up read.
         "offsets.topic.num.partitions": 8,
+        # A laptop may be off for longer than Kafka's 7 days; without its offsets ingest would read all posts again.
+        "offsets.retention.minutes": 90 * 24 * 60,
         "offsets.topic.replication.factor": copies,
         "transaction.state.log.num.partitions": 8,
         "transaction.state.log.replication.factor": copies,

@@ -11,12 +11,15 @@ from confluent_kafka.admin import (
 )
 
 from schemas.errors import Fatal
-from streams import clock
+from streams import clients, clock
 from streams.clients import admin_client, no_broker
 from streams.settings import Settings
 
 CREATE_TIMEOUT_S = 30.0
-RECORD_BYTES_MAX = 2_097_152  # an internal record stays under 1 MiB; a rejected post needs room for its headers
+RECORD_BYTES_MAX = 2_097_152  # an internal record stays under 1 MiB
+# The limit of `posts` is on compressed bytes: what comes out of a megabyte may be much larger, and a bad post that did
+# not fit `rejected` would stop ingest for ever.
+REJECTED_BYTES_MAX = clients.MESSAGE_BYTES_MAX
 _DAY_MS = 86_400_000
 
 
@@ -87,7 +90,7 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
 
     return [
         *(plan(name, "posts, as users write them") for name in topics.posts),
-        plan(topics.rejected, "bad posts with the reason", size),
+        plan(topics.rejected, "bad posts with the reason", {"max.message.bytes": str(REJECTED_BYTES_MAX)}),
         plan(topics.lookups, "posts on their way to the table", passing),
         plan(topics.misses, "posts to be encoded", passing),
         plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),

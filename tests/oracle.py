@@ -29,7 +29,14 @@ class Seen:
 
 def send(settings: Settings, values: Iterable[bytes]) -> int:
     """Produce records to the input topic as they are; returns how many."""
-    producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 5})
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "linger.ms": 5,
+            "compression.type": "zstd",
+            "message.max.bytes": 10_000_000,
+        }
+    )
     count = 0
     for value in values:
         while True:

@@ -147,6 +147,16 @@ def test_a_stop_under_load_loses_and_doubles_nothing(settings: Settings, tweets:
     assert_exactly_once(settings, loads)
 
 
+def test_a_post_that_is_larger_than_a_record_is_rejected(settings: Settings) -> None:
+    """Compression lets a post in that is larger than any limit on records: it is rejected, its neighbours are not."""
+    huge = post("huge", "x" * 3_000_000)
+    with start(settings) as pipeline:
+        pipeline.wait_ready(READY_S)
+        send(settings, [post("before", "small"), huge, post("after", "small")])
+        await_embeddings(settings, 2)
+    assert_exactly_once(settings, [Load([], {"before", "after"}, [(huge, "text_too_long")], 1)])
+
+
 def test_two_of_each_share_the_work(settings: Settings, tweets: list[str]) -> None:
     """Two dedup and two encode processes: every post once, every content computed once, and on the second pass
     as many hits as with one process of each: all.
