@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from google.protobuf.message import DecodeError
 
 from schemas.embedding import Matrix, vectors_of
-from schemas.errors import Fatal, Retry
+from schemas.errors import Fatal, ManyrayError, Retry
 from schemas.public_pb2 import FLOAT32, Embedding
 from streams import clock
 
@@ -90,7 +90,11 @@ class Subscription:
         idle_since_s = clock.monotonic_s()
         while not self._closed:
             self._commit()
-            batch = read_batch(self._consumer.consume(self._batch_posts, self._wait_s), self._handed_out)
+            try:
+                batch = read_batch(self._consumer.consume(self._batch_posts, self._wait_s), self._handed_out)
+            except ManyrayError:
+                self._handed_out.clear()  # nothing of it reached the caller
+                raise
             if batch is not None:
                 return batch
             if self._idle_s is not None and clock.monotonic_s() - idle_since_s > self._idle_s:

@@ -1,5 +1,6 @@
 """How often the same work is tried again, and how long the pause before is."""
 
+import threading
 from collections.abc import Callable
 
 from schemas.errors import Fatal, Retry
@@ -28,3 +29,28 @@ def with_retries(work: Callable[[], None], recover: Callable[[], None], pause: C
         else:
             return
     raise Fatal(f"given up after {ATTEMPTS_MAX} attempts: {failed}; check the brokers")
+
+
+def keep_going(step: Callable[[], bool], recover: Callable[[], None], stop: threading.Event) -> None:
+    """Do `step` again and again until `stop` is set; after a Retry, pause, `recover` and go on.
+
+    A step returns whether it committed something: only that ends a row of failures, since a step that merely reads
+    succeeds also where nothing can ever be written.
+
+    Raises:
+        Fatal: 6 failures came without a commit between them.
+    """
+    failures = 0
+    broken = False
+    while not stop.is_set():
+        try:
+            if broken:
+                stop.wait(PAUSE_S * 2 ** (failures - 1))
+                recover()
+                broken = False
+            if step():
+                failures = 0
+        except Retry as error:
+            failures, broken = failures + 1, True
+            if failures == ATTEMPTS_MAX:
+                raise Fatal(f"given up after {ATTEMPTS_MAX} attempts: {error}; check the brokers") from None

@@ -21,7 +21,7 @@ Made = TypeVar("Made", AdminClient, Consumer, Producer)
 _OURS = frozenset(
     "bootstrap.servers metadata.broker.list group.id transactional.id enable.idempotence isolation.level "
     "enable.auto.commit enable.auto.offset.store auto.offset.reset acks request.required.acks partitioner "
-    "group.protocol".split()
+    "group.protocol message.max.bytes".split()
 )
 """Properties that exactly once, or a setting of ours, depends on."""
 
@@ -62,14 +62,14 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
         Consumer,
         {
             "group.protocol": "consumer",
+            "fetch.message.max.bytes": 4_194_304,
+            "queued.max.messages.kbytes": 32_768,
+            "max.poll.interval.ms": 600_000,
             **_common(settings),
             "group.id": group,
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            "fetch.message.max.bytes": 4_194_304,
-            "queued.max.messages.kbytes": 32_768,
-            "max.poll.interval.ms": 600_000,
             **{name.replace("_", "."): value for name, value in properties.items()},
         },
     )

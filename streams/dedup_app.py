@@ -30,7 +30,6 @@ LANE_RECORDS_MAX = 16
 STREAM_RECORDS_MAX = 32
 """Records that wait in Faust before each agent."""
 SESSION_TIMEOUT_S = 10.0
-START_TIMEOUT_S = 120.0
 _WATCH_EVERY_S = 0.2
 
 
@@ -43,6 +42,10 @@ class DedupApp(faust.App):
     def _new_transport(self) -> Any:
         return CheckpointTransport(self.conf.broker_consumer, self)
 
+    async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        self.lanes.assigned = True  # before the recovery that ends in `on_rebalance_complete` can begin
+        await super()._on_partitions_assigned(assigned, generation_id)
+
     def positions(self) -> Mapping[TP, int]:
         """Where each partition is to be read from."""
         return self.lanes.positions()
@@ -52,6 +55,7 @@ class Lanes:
     """The lanes of the partitions that this process owns now. All methods run on Faust's event loop."""
 
     def __init__(self, shared: Shared) -> None:
+        self.assigned = False
         self._shared = shared
         self._lanes: dict[int, Lane] = {}
         self._slots: dict[int, asyncio.Semaphore] = {}
@@ -81,6 +85,7 @@ class Lanes:
                 self._lanes[lane.partition] = lane
                 self._slots[lane.partition] = asyncio.Semaphore(LANE_RECORDS_MAX)
                 lane.start()
+        self._shared.metrics.partitions_owned.set(len(self._lanes))
         _log.info("ready: owns %d partitions", len(self._lanes))
 
     async def close(self, partitions: set[int] | None = None) -> None:
@@ -96,6 +101,7 @@ class Lanes:
                 slots = self._slots.pop(lane.partition)
                 for _ in range(LANE_RECORDS_MAX):  # whoever waits for a place sees that the lane is gone
                     slots.release()
+        self._shared.metrics.partitions_owned.set(len(self._lanes))
         if gone:
             _log.info("gave up %d partitions, owns %d", len(gone), len(self._lanes))
 
@@ -192,12 +198,15 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
             await lanes.put(event)
 
     async def opened(*_: Any, **__: Any) -> None:
+        if not lanes.assigned:  # revoked again before this hook ran: others may own the partitions by now
+            return
         try:
             await lanes.open(app.consumer.assignment())
         except ManyrayError as error:
             shared.on_fatal(error)
 
     async def revoked(*_: Any, **__: Any) -> None:
+        lanes.assigned = False
         await lanes.close()
 
     # Faust keeps weak references to the functions that are connected: the app keeps these alive.

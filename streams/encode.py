@@ -24,7 +24,7 @@ from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Chunk, Vectors
 from schemas.public_pb2 import CACHED, COMPUTED
 from streams import clock
-from streams.attempts import with_retries
+from streams.attempts import keep_going
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.recent import RecentVectors
@@ -55,6 +55,7 @@ class Submitted:
     future: Future[EncodedBatch]
     known: dict[bytes, bytes]
     lent: dict[bytes, "Submitted"]
+    queued_s: float
     vectors: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
 
     def vector(self, fingerprint: bytes) -> bytes:
@@ -85,7 +86,9 @@ class Encode:
         self._window = Window()
         self._in_flight: deque[Submitted] = deque()
         self._dropped = False
-        self.producer = TransactionalProducer(settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics)
+        self.producer = TransactionalProducer(
+            settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, shared_id=False
+        )
         self.producer.open()
         self.member = Member.join(
             settings,
@@ -96,8 +99,10 @@ class Encode:
             on_lost=self._drop,
         )
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Do the most urgent thing: publish what is computed, else submit what is due, else read.
+
+        Returns whether something was committed.
 
         Raises:
             Retry: something was not committed, or that is unknown: `recover`.
@@ -107,17 +112,19 @@ class Encode:
             raise Retry("windows were dropped in a rebalance")
         now_s = clock.monotonic_s()
         due = self._window.is_due(now_s, self._window_tokens, self._wait_s)
+        self.member.report_lag()
         if self._in_flight and self._in_flight[0].future.done():
             self._publish(self._in_flight[0])
             self._in_flight.popleft()
-        elif due and len(self._in_flight) < IN_FLIGHT_MAX:
+            return True
+        if due and len(self._in_flight) < IN_FLIGHT_MAX:
             self._submit()
         elif self._window.tokens >= self._window_tokens:
             wait([self._in_flight[0].future], _IDLE_WAIT_S)
         else:
             busy = bool(self._in_flight or self._window.chunks)
             self._read(min(self._wait_s, _BUSY_WAIT_S) if busy else _IDLE_WAIT_S)
-        self.member.report_lag()
+        return False
 
     def recover(self) -> None:
         """After a Retry: drop what is under way, end the transaction, read again from what was committed."""
@@ -127,7 +134,9 @@ class Encode:
         self._dropped = False
 
     def finish(self) -> None:
-        """Publish everything that is under way."""
+        """Publish everything that is under way; nothing may go on top of windows that were dropped."""
+        if self._dropped:
+            return
         if self._window.chunks:
             self._submit()
         while self._in_flight:
@@ -145,6 +154,8 @@ class Encode:
 
     def _read(self, wait_s: float) -> None:
         for message in self.member.read(1, wait_s):
+            if self._dropped:  # in a rebalance, within this very call: what came after it is read again too
+                return
             chunk = Chunk.FromString(message.value() or b"")
             if chunk.version != self._topics.version:
                 rekey(chunk, self._fingerprint, self._topics.version)
@@ -165,7 +176,7 @@ class Encode:
             fingerprint for fingerprint in window.texts if fingerprint not in known and fingerprint not in lent
         ]
         future = self._engine.submit([window.texts[fingerprint].decode() for fingerprint in computing])
-        self._in_flight.append(Submitted(window, computing, future, known, lent))
+        self._in_flight.append(Submitted(window, computing, future, known, lent, clock.monotonic_s() - window.first_s))
 
     def _publish(self, done: Submitted) -> None:
         """One transaction: embeddings of all posts of a window, its new vectors, its offsets."""
@@ -215,7 +226,7 @@ class Encode:
         metrics.encode_padded_tokens.inc(batch.padded_tokens)
         metrics.encode_batch_tokens.observe(batch.tokens)
         metrics.encode_seconds.observe(batch.encode_s)
-        metrics.encode_queue_seconds.observe(max(0.0, clock.monotonic_s() - done.window.first_s - batch.encode_s))
+        metrics.encode_queue_seconds.observe(done.queued_s)
 
     def _on_revoke(self) -> None:
         """Partitions go to another member: publish what is under way while its offsets may be committed."""
@@ -274,7 +285,6 @@ def run(settings: Settings, stop: threading.Event) -> None:
     with Engine(encoder, batch_tokens) as engine:
         encode = Encode(settings, topics, metrics, engine, window_tokens)
         try:
-            while not stop.is_set():
-                with_retries(encode.step, encode.recover, stop.wait)
+            keep_going(encode.step, encode.recover, stop)
         finally:
             encode.close()

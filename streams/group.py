@@ -78,6 +78,8 @@ class Member:
                 raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
             elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
                 raise Fatal(f"not allowed to read: {error.str()}; grant it in the ACLs")
+            elif error.fatal():
+                raise Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
             else:
                 _log.warning("reading: %s", error.str())
         if gone != self.revocations:
@@ -123,6 +125,7 @@ class Member:
         for partition in partitions:
             self.owned.add((partition.topic, partition.partition))
             self.positions[partition.topic, partition.partition] = -1
+        self.lag.metrics.partitions_owned.set(len(self.owned))
         _log.info("ready: owns %d partitions", len(self.owned))
 
     def _revoked(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
@@ -140,6 +143,7 @@ class Member:
             self.owned.discard(place)
             self.positions.pop(place, None)
             self.lag.forget(*place)
+        self.lag.metrics.partitions_owned.set(len(self.owned))
         _log.info("gave up %d partitions, owns %d", len(partitions), len(self.owned))
 
 

@@ -16,7 +16,7 @@ from schemas.errors import Reject
 from schemas.internal_pb2 import Source
 from schemas.post import decode_post
 from streams import clock
-from streams.attempts import with_retries
+from streams.attempts import keep_going
 from streams.group import Member
 from streams.line import Line
 from streams.metrics import Metrics
@@ -76,8 +76,8 @@ class Ingest:
     packer: Packer
     lines: dict[SourceKey, Line] = field(default_factory=dict[SourceKey, Line])
 
-    def step(self) -> None:
-        """Read what has arrived within the commit interval and pass it on in one transaction.
+    def step(self) -> bool:
+        """Read what has arrived within the commit interval, pass it on in one transaction, and say whether any came.
 
         Raises:
             Retry: it was not committed, or that is unknown: `recover`.
@@ -88,6 +88,7 @@ class Ingest:
         self.member.report_lag()
         if messages:
             self.publish(sort_posts(messages, self.packer, settings.text_bytes_max))
+        return bool(messages)
 
     def publish(self, batch: Batch) -> None:
         """Write a batch, the numbers of its chunks and its offsets in one transaction."""
@@ -145,11 +146,11 @@ class Ingest:
             "manyray-topic": message.topic() or "",
             "manyray-partition": str(message.partition()),
             "manyray-offset": str(message.offset()),
+            "manyray-posted-ms": str(message.timestamp()[1]),
         }
         headers = [*(message.headers() or []), *((name, value.encode()) for name, value in ours.items())]
-        self.producer.produce(
-            self.topics.rejected, message.value(), key=message.key(), headers=headers, timestamp=message.timestamp()[1]
-        )
+        # Its own time goes into a header: as the record's, an old one would be deleted at once, a false one refused.
+        self.producer.produce(self.topics.rejected, message.value(), key=message.key(), headers=headers)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -159,7 +160,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
         Fatal: it cannot start, or cannot go on.
     """
     topics, metrics = begin(settings, "ingest")
-    producer = TransactionalProducer(settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics)
+    producer = TransactionalProducer(
+        settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, shared_id=False
+    )
     producer.open()
     # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
     lines: dict[SourceKey, Line] = {}
@@ -176,8 +179,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     )
     ingest = Ingest(settings, topics, metrics, member, producer, packer, lines)
     try:
-        while not stop.is_set():
-            with_retries(ingest.step, ingest.recover, stop.wait)
+        keep_going(ingest.step, ingest.recover, stop)
     finally:
         member.close()
         producer.close()

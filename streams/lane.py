@@ -102,7 +102,7 @@ class Lane:
             Fatal: this partition cannot be served.
         """
         with_retries(self._recover, lambda: None, self._stopping.wait)
-        self._check_lookups()
+        with_retries(self._check_lookups, lambda: None, self._stopping.wait)
         self._table = self._open_table()
         table = self._table
 
@@ -220,7 +220,9 @@ class Lane:
         """Put computed vectors into the table, with the offset of the next record."""
         assert self._table is not None
         if record.offset >= self._table.offset:
-            self._table.put_many(vectors_by_fingerprint(record.value, self._topics.version), record.offset + 1)
+            vectors = vectors_by_fingerprint(record.value, self._topics.version)
+            self._table.put_many(vectors, record.offset + 1)
+            self._metrics.table_learned.inc(len(vectors))
             self._note_stats()
         record.done()
 

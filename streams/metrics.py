@@ -42,6 +42,7 @@ class Metrics:
     table_entries: Gauge
     table_bytes: Gauge
     table_refilled: Counter
+    table_learned: Counter
     # encode
     encode_posts: Counter
     encode_computed: Counter
@@ -55,6 +56,7 @@ class Metrics:
     transaction_seconds: Histogram
     transaction_failures: Counter
     consumer_lag: Gauge
+    partitions_owned: Gauge
     restarts: Gauge
 
     @classmethod
@@ -84,17 +86,19 @@ class Metrics:
             table_entries=gauge("table_entries", "vectors in the tables of this process (RocksDB's estimate)"),
             table_bytes=gauge("table_bytes", "bytes of the tables of this process on disk"),
             table_refilled=counter("table_refilled_total", "vectors read back from the vectors topic at assignment"),
+            table_learned=counter("table_learned_total", "vectors taken from the vectors topic as they were computed"),
             encode_posts=counter("encode_posts_total", "posts given an embedding by the encoder"),
             encode_computed=counter("encode_computed_total", "distinct contents computed"),
             encode_reused=counter("encode_reused_total", "posts served by a vector computed moments before"),
             encode_tokens=counter("encode_tokens_total", "tokens of the contents computed"),
             encode_padded_tokens=counter("encode_padded_tokens_total", "tokens computed, padding included"),
             encode_batch_tokens=histogram("encode_window_tokens", "tokens in a window", _TOKENS),
-            encode_queue_seconds=histogram("encode_queue_seconds", "a window's age when its compute began", _SECONDS),
+            encode_queue_seconds=histogram("encode_queue_seconds", "a window's age at its submission", _SECONDS),
             encode_seconds=histogram("encode_seconds", "compute of a window", _SECONDS),
             transaction_seconds=histogram("transaction_seconds", "from begin to committed", _SECONDS),
             transaction_failures=counter("transaction_failures_total", "transactions aborted or given up"),
             consumer_lag=gauge("consumer_lag", "records not yet processed", "topic", "partition"),
+            partitions_owned=gauge("partitions_owned", "partitions that this process works on"),
             restarts=gauge("restarts", "times that `manyray up` has started this role again"),
         )
         metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))

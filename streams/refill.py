@@ -53,8 +53,9 @@ def refill(
     logged_s, count = began_s, 0
     try:
         low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_TIMEOUT_S)
-        # Outside the topic's range: it was trimmed, or made anew. Either way all that there is, is read.
-        start = table.offset if low <= table.offset <= end else low
+        if not low <= table.offset <= end:  # it was trimmed, or made anew: all that there is, is read
+            table.put_many({}, low)
+        start = table.offset
         if start >= end:
             return True
         consumer.assign([TopicPartition(topic, partition, start)])

@@ -26,7 +26,9 @@ _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PR
 class TransactionalProducer:
     """One transactional id's producer; used by one thread."""
 
-    def __init__(self, settings: Settings, transactional_id: str, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, transactional_id: str, metrics: Metrics, *, shared_id: bool = True) -> None:
+        """With an id that no other process has, being fenced only tells of a transaction that took too long."""
+        self._shared_id = shared_id
         self._settings = settings
         self._id = transactional_id
         self._metrics = metrics
@@ -106,7 +108,7 @@ class TransactionalProducer:
     def _classify(self, exception: KafkaException) -> Exception:
         error: KafkaError = exception.args[0]
         self._metrics.transaction_failures.inc()
-        if error.code() in _FENCED:
+        if error.code() in _FENCED and self._shared_id:
             return Fatal(f"another process has taken over {self._id}: this one stops, so that nothing is doubled")
         if error.code() in (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             return Fatal(f"not allowed to write as {self._id}: {error.str()}; grant it in the ACLs")

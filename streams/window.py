@@ -11,7 +11,7 @@ _BYTES_A_TOKEN = 3
 
 @dataclass(slots=True)
 class Window:
-    """Gathers chunks and their distinct contents; `plan` says which of them are to be computed."""
+    """Gathers chunks and their distinct contents."""
 
     first_s: float = 0.0
     chunks: list[Chunk] = field(default_factory=list[Chunk])

@@ -1,5 +1,6 @@
 """Laws of trying again."""
 
+import threading
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import Fatal, Retry
-from streams.attempts import ATTEMPTS_MAX, with_retries
+from streams.attempts import ATTEMPTS_MAX, keep_going, with_retries
 
 
 class Story:
@@ -97,3 +98,45 @@ def test_only_retry_is_tried_again(error):
     with pytest.raises(type(error), match=str(error)):
         with_retries(work, story.recover, story.pause)
     assert story.calls == ["work"]
+
+
+@pytest.mark.parametrize("reads_between", [0, 3])
+def test_only_a_commit_ends_a_row_of_failures(reads_between: int) -> None:
+    """Steps that merely read between failures do not hide that nothing can be written: the sixth is the last."""
+    steps: list[str] = []
+
+    def step() -> bool:
+        steps.append("step")
+        if len(steps) % (reads_between + 1) == 0:
+            raise Retry("the disk of the broker is full")
+        return False
+
+    with pytest.raises(Fatal, match="given up after 6 attempts: the disk of the broker is full"):
+        keep_going(step, lambda: None, Unhurried())
+    assert len(steps) == 6 * (reads_between + 1)
+
+
+def test_a_commit_begins_the_count_anew() -> None:
+    """Failures that a commit follows may come for ever."""
+    steps: list[str] = []
+    stop = Unhurried()
+
+    def step() -> bool:
+        steps.append("step")
+        if len(steps) == 40:
+            stop.set()
+        if len(steps) % 2:
+            raise Retry("the broker is away")
+        return True
+
+    keep_going(step, lambda: None, stop)
+    assert len(steps) == 40
+
+
+class Unhurried(threading.Event):
+    """An event whose waits take no time."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it is set, at once."""
+        del timeout
+        return self.is_set()

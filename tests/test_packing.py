@@ -110,7 +110,7 @@ def test_take_leaves_nothing(first, second, shape):
 wide = st.integers(0, 2**62)
 
 
-@given(st.lists(st.tuples(ids, st.sampled_from(["a", "é" * 50, "b" * 3_000]), wide, wide), min_size=1, max_size=60))
+@given(st.lists(st.tuples(ids, st.sampled_from(["a", "é" * 50, "b" * 3_000]), wide, wide), min_size=15, max_size=60))
 def test_a_chunk_is_no_larger_than_its_builder_says(load):
     """Serialised, with the largest numbers; its sources, and 64 bytes that every chunk has, come on top."""
     builder = ChunkBuilder()

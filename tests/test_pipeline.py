@@ -1,12 +1,16 @@
 """What the pipeline must hold, with every stage in its own process on a real broker."""
 
 import threading
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.content import normalise
+from streams import clock
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
 from streams.up import Pipeline
@@ -131,17 +135,19 @@ def test_a_restart_of_everything_loses_no_vector(tmp_path, tweets: list[str]) ->
         assert seen.computed == load.contents  # over both runs: what the first one computed
 
 
-@pytest.mark.parametrize("role", ["ingest", "dedup", "encode"])
-def test_a_stop_under_load_loses_and_doubles_nothing(settings: Settings, tweets: list[str], role: str) -> None:
-    """A role stopped with SIGTERM while posts flow, then started: every post comes out exactly once."""
+@pytest.mark.parametrize("stopped", [["ingest"], ["dedup"], ["encode"], ["ingest", "dedup", "encode"]], ids="+".join)
+def test_a_stop_under_load_loses_and_doubles_nothing(settings: Settings, tweets: list[str], stopped: list[str]) -> None:
+    """A role, or all, stopped with SIGTERM while posts flow, then started: every post comes out exactly once."""
     loads = [make_load(tweets[start_at : start_at + 10_000], f"{start_at}-") for start_at in (0, 10_000, 20_000)]
     with start(settings) as pipeline:
         pipeline.wait_ready(READY_S)
         feeding = threading.Thread(target=lambda: [send(settings, load.values) for load in loads])
         feeding.start()
         await_embeddings(settings, 1_000)
-        pipeline.stop_role(role)
-        pipeline.start_role(role)
+        for role in stopped:
+            pipeline.stop_role(role)
+        for role in stopped:
+            pipeline.start_role(role)
         feeding.join()
         await_embeddings(settings, sum(len(load.good_ids) for load in loads))
     assert_exactly_once(settings, loads)
@@ -158,15 +164,47 @@ def test_a_post_that_is_larger_than_a_record_is_rejected(settings: Settings) -> 
 
 
 def test_two_of_each_share_the_work(settings: Settings, tweets: list[str]) -> None:
-    """Two dedup and two encode processes: every post once, every content computed once, and on the second pass
-    as many hits as with one process of each: all.
+    """Two dedup and two encode processes, each with partitions and work: every post once, every content computed
+    once, and on the second pass as many hits as with one process of each: all.
     """
     first, again = make_load(tweets[:20_000], "first"), make_load(tweets[:20_000], "again")
     with start(settings, dedup=2, encode=2) as pipeline:
         pipeline.wait_ready(READY_S)
+        await_metric(pipeline, lambda: min(owned(pipeline, "dedup") + owned(pipeline, "encode")) > 0)
         send(settings, first.values)
         await_embeddings(settings, len(first.good_ids))
+        known = ("manyray_table_learned_total", "manyray_table_refilled_total")
+        await_metric(pipeline, lambda: sum(sum(values(pipeline, "dedup", name)) for name in known) >= first.contents)
+        hits = sum(values(pipeline, "dedup", "manyray_dedup_hits_total"))
         send(settings, again.values)
         await_embeddings(settings, 2 * len(first.good_ids))
+        assert sum(values(pipeline, "dedup", "manyray_dedup_hits_total")) - hits == len(again.good_ids)
+        assert min(values(pipeline, "dedup", "manyray_dedup_posts_total")) > 0
+        assert min(values(pipeline, "encode", "manyray_encode_posts_total")) > 0
     assert_exactly_once(settings, [first, again])
     assert read_embeddings(settings).computed == first.contents
+
+
+def values(pipeline: Pipeline, role: str, name: str) -> list[float]:
+    """A metric of each process of a role."""
+    found = []
+    for process, url in pipeline.metrics_urls.items():
+        if process.startswith(role):
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                families = text_string_to_metric_families(answer.read().decode())
+                found.append(sum(one.value for family in families for one in family.samples if one.name == name))
+    return found
+
+
+def owned(pipeline: Pipeline, role: str) -> list[float]:
+    """How many partitions each process of a role works on."""
+    return values(pipeline, role, "manyray_partitions_owned")
+
+
+def await_metric(pipeline: Pipeline, true: Callable[[], bool]) -> None:
+    """Wait until the processes' own numbers say so, or fail."""
+    deadline_s = clock.monotonic_s() + READY_S
+    while not true():
+        pipeline.raise_failure()
+        assert clock.monotonic_s() < deadline_s, "the metrics never came to it"
+        clock.sleep_s(0.1)
