@@ -28,7 +28,7 @@ class ChunkBuilder:
     offsets: list[int] = field(default_factory=list)
     posted_ms: list[int] = field(default_factory=list)
     size_bytes: int = 0
-    """About the size of the chunk when serialised, and no less."""
+    """About the size of the chunk when serialised, its sources (up to 300 bytes each) not counted."""
 
     @property
     def posts(self) -> int:

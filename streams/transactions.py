@@ -5,6 +5,7 @@ same transactional id ends whatever the old one left open (`init_transactions` w
 reads from Kafka what was committed. That also covers results that stay unknown (librdkafka has no KIP-890).
 """
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,7 +21,8 @@ _log = logging.getLogger("manyray.transactions")
 
 INIT_TIMEOUT_S = 60.0
 KeyValue = tuple[bytes, bytes]
-_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+# A producer that was fenced says `_FATAL` ever after.
+_FENCED = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 
 
 class TransactionalProducer:
@@ -59,7 +61,7 @@ class TransactionalProducer:
                 producer.produce(topic, value, **record)
             except BufferError:
                 # Records time out after delivery.timeout.ms at the latest, so this ends.
-                producer.poll(0.05)
+                self._call(producer.poll, 0.05)
             except KafkaException as error:
                 raise self._classify(error) from None
             else:
@@ -89,8 +91,11 @@ class TransactionalProducer:
     def close(self) -> None:
         """Drop the producer and what it has not sent; an open transaction is left to be ended by the next one."""
         if self._producer is not None:
-            self._producer.purge()
-            self._producer.poll(0)
+            with contextlib.suppress(
+                KafkaException
+            ):  # a fenced producer raises at every call, and is dropped all the same
+                self._producer.purge()
+                self._producer.poll(0)
             self._producer = None
 
     @property

@@ -1,6 +1,6 @@
 """Laws of the transactional producer and of the checkpoint, on a real broker."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -26,6 +26,10 @@ def topic(settings: Settings) -> str:
     admin = clients.admin_client(settings)
     for future in admin.create_topics([NewTopic(name, 2, 1)]).values():
         future.result(30)
+    deadline_s = clock.monotonic_s() + 30
+    # The controller has made it; the broker tells clients of it a moment later.
+    while (found := admin.list_topics(timeout=30).topics.get(name)) is None or len(found.partitions) < 2:
+        assert clock.monotonic_s() < deadline_s
     return name
 
 
@@ -146,6 +150,20 @@ def test_a_fenced_producer_can_be_closed(settings, topic, transactional_id):
         first.begin()
 
 
+def test_a_producer_with_an_id_of_its_own_goes_on_after_fencing(settings, topic, transactional_id):
+    """Nobody else has its id, so it was its own transaction that took too long: Retry, and `open` cures it."""
+    producer = TransactionalProducer(settings, transactional_id, Metrics.create(), shared_id=False)
+    producer.open()
+    producer.begin()
+    producer.produce(topic, b"too late", partition=0)
+    opened(settings, transactional_id).close()  # bumps the epoch, as the broker does when a transaction times out
+    with pytest.raises(Retry):
+        producer.commit()
+    producer.open()
+    put(producer, topic, b"again")
+    assert read(settings, topic) == [(None, b"again")]
+
+
 def test_a_full_queue_is_waited_for(settings, topic, transactional_id):
     """With room for seven records, five hundred go out all the same, each once and in order."""
     small = settings.model_copy(update={"kafka": {"queue.buffering.max.messages": "7"}})
@@ -223,8 +241,11 @@ def test_the_last_committed_checkpoint_is_read(settings, topic, transactional_id
     producer = opened(settings, transactional_id)
     for offset in (3, 5, 9):
         save(producer, topic, offset)
+    producer.begin()
+    producer.produce(topic, progress(4).to_bytes(), partition=1)
+    producer.commit()
     assert read_progress(settings, topic, 0) == progress(9)
-    assert read_progress(settings, topic, 1) == Progress()
+    assert read_progress(settings, topic, 1) == progress(4)
 
 
 def test_a_predecessors_open_transaction_hides_nothing(settings, topic, transactional_id):
@@ -242,6 +263,7 @@ def test_a_transaction_that_commits_meanwhile_is_waited_for(settings, topic, tra
     other = leave_open(settings, f"{transactional_id}-other", topic, progress(6).to_bytes())
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_progress, settings, topic, 0)
+        wait([reading], 1.5)  # enough for a reader that does not wait to be done, and wrong
         other.commit_transaction(60)
         assert reading.result(60) == progress(6)
 

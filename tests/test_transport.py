@@ -40,6 +40,10 @@ def topic(settings: Settings) -> str:
     admin = clients.admin_client(settings)
     for future in admin.create_topics([NewTopic(name, 1, 1)]).values():
         future.result(30)
+    deadline_s = clock.monotonic_s() + 30
+    # The controller has made it; the broker tells clients of it a moment later.
+    while (found := admin.list_topics(timeout=30).topics.get(name)) is None or len(found.partitions) < 1:
+        assert clock.monotonic_s() < deadline_s
     return name
 
 
