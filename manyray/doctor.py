@@ -17,13 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from encoders.source import CARRIED_PACKAGE
-from manyray.rays import list_partitions
 from schemas.errors import ManyrayError
 from streams.broker import read_running
 from streams.kafka_jars import KAFKA_VERSION, damaged, default_cache_dir, pinned
 from streams.metrics import DEFAULT_PORT
 from streams.settings import Settings
-from streams.topics import find_problems
+from streams.topics import find_problems, list_partitions
 from streams.version import version_of
 
 PYTHON_MIN = (3, 11)

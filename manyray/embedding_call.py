@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from confluent_kafka import KafkaException, Message, TopicPartition
 
-from manyray.rays import find_embeddings_topic, list_partitions
+from manyray.rays import find_embeddings_topic
 from manyray.subscription import read_batch
 from schemas.embedding import Matrix
 from schemas.errors import Fatal, Reject, Retry
 from streams import clients, clock
 from streams.settings import Settings
-from streams.topics import Topics
+from streams.topics import Topics, list_partitions
 
 _RECORDS = 1_000
 _WAIT_S = 0.05

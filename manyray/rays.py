@@ -1,27 +1,9 @@
 """Which topics there are, and which of them a ray's name means."""
 
-from confluent_kafka import KafkaException
-
 from schemas.errors import Fatal
-from streams import clients
 from streams.settings import Settings
+from streams.topics import list_partitions
 from streams.version import version_of
-
-_TIMEOUT_S = 10.0
-
-
-def list_partitions(settings: Settings) -> dict[str, int]:
-    """The partition count of every topic that can be seen, by name.
-
-    Raises:
-        Fatal: no broker answers.
-    """
-    admin = clients.admin_client(settings)
-    try:
-        topics = admin.list_topics(timeout=_TIMEOUT_S).topics
-    except KafkaException:
-        raise clients.no_broker(settings) from None
-    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
 
 
 def find_embeddings_topic(settings: Settings, ray: str) -> str:

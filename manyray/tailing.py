@@ -11,11 +11,12 @@ import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from manyray.client import Client
-from manyray.rays import find_embeddings_topic, list_partitions
+from manyray.rays import find_embeddings_topic
 from manyray.subscription import Batch, read_batch
 from schemas.public_pb2 import CACHED, COMPUTED, Embedding
 from streams import clients
 from streams.settings import Settings
+from streams.topics import list_partitions
 
 Start = Literal["earliest", "latest"]
 

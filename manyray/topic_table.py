@@ -5,10 +5,9 @@ from contextlib import closing
 from confluent_kafka import TopicPartition
 from rich.table import Table
 
-from manyray.rays import list_partitions
 from streams import clients
 from streams.settings import Settings
-from streams.topics import find_problems, plan_topics
+from streams.topics import find_problems, list_partitions, plan_topics
 
 _TIMEOUT_S = 10.0
 

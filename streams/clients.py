@@ -1,7 +1,7 @@
 """Kafka clients: what every consumer and producer of Manyray is configured with, and how users' properties reach it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -21,9 +21,11 @@ Made = TypeVar("Made", AdminClient, Consumer, Producer)
 _OURS = frozenset(
     "bootstrap.servers metadata.broker.list group.id transactional.id enable.idempotence isolation.level "
     "enable.auto.commit enable.auto.offset.store auto.offset.reset acks request.required.acks partitioner "
-    "group.protocol message.max.bytes".split()
+    "group.protocol message.max.bytes transaction.timeout.ms delivery.timeout.ms message.timeout.ms".split()
 )
 """Properties that exactly once, or a setting of ours, depends on."""
+
+_REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL}
 
 
 def bootstrap_servers(settings: Settings) -> str:
@@ -41,16 +43,22 @@ def bootstrap_servers(settings: Settings) -> str:
     return found
 
 
-def no_broker(settings: Settings) -> Fatal:
-    """The error for brokers that do not answer."""
+def no_broker(settings: Settings, heard: Sequence[KafkaError] = ()) -> Fatal:
+    """The error for brokers that do not answer; `heard` is what librdkafka was told meanwhile."""
+    for error in heard:
+        if error.code() in _REFUSALS:
+            return Fatal(
+                f"the brokers at {bootstrap_servers(settings)} do not let us in ({error.str()}): "
+                "check security.protocol, sasl.* and ssl.* in [kafka]"
+            )
     return Fatal(
         f"no Kafka broker answers at {bootstrap_servers(settings)}: start it, or set bootstrap_servers to one that runs"
     )
 
 
-def admin_client(settings: Settings) -> AdminClient:
-    """An admin client; it connects when first used."""
-    return _made(AdminClient, _common(settings))
+def admin_client(settings: Settings, on_error: Callable[[KafkaError], None] | None = None) -> AdminClient:
+    """An admin client; it connects when first used. `on_error` gets what goes wrong with its connections."""
+    return _made(AdminClient, _common(settings) | ({"error_cb": on_error} if on_error else {}))
 
 
 def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:

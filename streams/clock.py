@@ -15,6 +15,11 @@ def now_ms() -> int:
     return int(now_s() * 1000)
 
 
+def random_below(limit: int) -> int:
+    """A number from 0 up to, but not including, `limit`."""
+    return secrets.randbelow(limit)
+
+
 def random_id() -> str:
     """96 random bits as 24 hexadecimal characters: a name that nothing else has."""
     return secrets.token_hex(12)

@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
-    AdminClient,
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
     NewTopic,  # pyright: ignore[reportPrivateImportUsage]
 )
 
 from schemas.errors import Fatal
 from streams import clients, clock
-from streams.clients import admin_client, no_broker
 from streams.settings import Settings
 
 CREATE_TIMEOUT_S = 30.0
+LIST_TIMEOUT_S = 5.0
 RECORD_BYTES_MAX = 2_097_152  # an internal record stays under 1 MiB
 # The limit of `posts` is on compressed bytes: what comes out of a megabyte may be much larger, and a bad post that did
 # not fit `rejected` would stop ingest for ever.
@@ -104,6 +103,22 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
     ]
 
 
+def list_partitions(settings: Settings) -> dict[str, int]:
+    """The partition count of every topic that can be seen, by name.
+
+    Raises:
+        Fatal: no broker answers, or they refuse us.
+    """
+    heard: list[KafkaError] = []
+    admin = clients.admin_client(settings, heard.append)
+    try:
+        topics = admin.list_topics(timeout=LIST_TIMEOUT_S).topics
+    except KafkaException:
+        admin.poll(0)  # lets it say what it heard from the brokers
+        raise clients.no_broker(settings, heard) from None
+    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+
+
 def create_topics(settings: Settings, version: str) -> list[str]:
     """Create the topics that are missing and return their names; those that exist are left as they are.
 
@@ -112,12 +127,12 @@ def create_topics(settings: Settings, version: str) -> list[str]:
     Raises:
         Fatal: no broker answers, or it refuses.
     """
-    admin = admin_client(settings)
-    existing = _partitions_by_name(admin, settings)
+    existing = list_partitions(settings)
     missing = [plan for plan in plan_topics(settings, version) if plan.name not in existing]
     if not missing:
         return []
     requests = [NewTopic(plan.name, plan.partitions, plan.replication, config=plan.config) for plan in missing]
+    admin = clients.admin_client(settings)  # its end would be that of what it was asked for
     for name, future in admin.create_topics(requests, operation_timeout=CREATE_TIMEOUT_S).items():
         try:
             future.result(CREATE_TIMEOUT_S)
@@ -128,7 +143,7 @@ def create_topics(settings: Settings, version: str) -> list[str]:
     names = [plan.name for plan in missing]
     # The controller has made them; the brokers tell clients of them a moment later.
     deadline_s = clock.monotonic_s() + CREATE_TIMEOUT_S
-    while not set(names) <= _partitions_by_name(admin, settings).keys():
+    while not set(names) <= list_partitions(settings).keys():
         if clock.monotonic_s() > deadline_s:
             raise Fatal(f"topics were created, but brokers do not show them after {CREATE_TIMEOUT_S:.0f} s: try again")
         clock.sleep_s(0.05)
@@ -141,12 +156,11 @@ def find_problems(settings: Settings, version: str) -> list[str]:
     Raises:
         Fatal: no broker answers.
     """
-    admin = admin_client(settings)
     plans = plan_topics(settings, version)
-    existing = _partitions_by_name(admin, settings)
+    existing = list_partitions(settings)
     topics = Topics.of(settings, version)
     free = (*topics.posts, topics.rejected, topics.embeddings)
-    return compare(plans, existing, _cleanup_policy(admin, plans, existing), free)
+    return compare(plans, existing, _cleanup_policy(settings, plans, existing), free)
 
 
 def compare(
@@ -188,18 +202,11 @@ def check_topics(settings: Settings, version: str) -> None:
         raise Fatal(problems[0] + more)
 
 
-def _partitions_by_name(admin: AdminClient, settings: Settings) -> dict[str, int]:
-    try:
-        found = admin.list_topics(timeout=5).topics
-    except KafkaException:
-        raise no_broker(settings) from None
-    return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
-
-
-def _cleanup_policy(admin: AdminClient, plans: Sequence[TopicPlan], existing: dict[str, int]) -> dict[str, str]:
+def _cleanup_policy(settings: Settings, plans: Sequence[TopicPlan], existing: dict[str, int]) -> dict[str, str]:
     """The cleanup policy by topic; empty where the cluster does not let us read it, as the check is then not ours."""
     resources = [ConfigResource(ConfigResource.Type.TOPIC, plan.name) for plan in plans if plan.name in existing]
     policy: dict[str, str] = {}
+    admin = clients.admin_client(settings)
     for resource, future in admin.describe_configs(resources).items() if resources else ():
         try:
             policy[resource.name] = future.result(CREATE_TIMEOUT_S)["cleanup.policy"].value

@@ -36,6 +36,18 @@ def settings(broker: Broker, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a self-signed certificate of 127.0.0.1, `cert.pem`, and its key, `key.pem`, made by openssl."""
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=127.0.0.1"
+    if shutil.which("openssl") is None:
+        pytest.skip("TLS is not tested: there is no openssl to make a certificate with")
+    name = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command.split(), *name], check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tweets() -> list[str]:
     """127,070 real tweets, one a line; 8 of the lines are empty."""
     if not TWEETEVAL.is_dir():

@@ -7,14 +7,14 @@ import pytest
 
 import manyray
 from manyray.client import Client
-from manyray.rays import find_embeddings_topic, list_partitions
+from manyray.rays import find_embeddings_topic
 from schemas.errors import Fatal, Reject
 from schemas.post import Post, decode_post
 from schemas.public_pb2 import CACHED, FLOAT32, Embedding
 from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
-from streams.topics import Topics, create_topics
+from streams.topics import Topics, create_topics, list_partitions
 from streams.version import version_of
 
 pytestmark = pytest.mark.broker
