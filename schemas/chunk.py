@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
+from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk, Source
 
 _CONTENT_BYTES = 24  # a fingerprint, and tag and length of the text
@@ -69,6 +72,23 @@ class ChunkBuilder:
             offsets=self.offsets,
             posted_ms=self.posted_ms,
         )
+
+
+def parse_chunk(value: bytes | None, place: str, *, accept_gaps: bool = False) -> Chunk:
+    """The chunk in a record of `place` (topic, partition, offset).
+
+    Raises:
+        Fatal: it is none; with `accept_gaps` it counts as an empty one.
+    """
+    try:
+        return Chunk.FromString(value or b"")
+    except DecodeError:
+        if accept_gaps:
+            return Chunk()
+        raise Fatal(
+            f"{place} holds no chunk: another program writes to a topic that is Manyray's own; stop it, and set "
+            "accept_gaps = true to pass over what it wrote"
+        ) from None
 
 
 def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> None:

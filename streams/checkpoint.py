@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from google.protobuf.message import DecodeError
 
-from schemas.errors import Retry
+from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Checkpoint, Chunk, Source
 from streams import clients, clock
 from streams.line import follow
 from streams.settings import Settings
 
+KEY = b"dedup"
+"""Of every checkpoint: with one key, compaction keeps the last."""
 READ_TIMEOUT_S = 30.0
 _TAIL_RECORDS = 64
 
@@ -55,6 +58,7 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
 
     Raises:
         Retry: the brokers did not answer in time.
+        Fatal: the last record is no checkpoint.
     """
     try:
         low, end = _ends(settings, topic, partition)
@@ -69,6 +73,11 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
                 tail *= 16
         finally:
             consumer.close()
+    except DecodeError:
+        raise Fatal(
+            f"the last record of {topic}/{partition} is no checkpoint: another program writes to a topic that is "
+            "Manyray's own; stop it, and remove the record"
+        ) from None
     except KafkaException as error:
         raise Retry(f"checkpoint of {topic}/{partition}: {error.args[0].str()}") from None
 
@@ -95,7 +104,8 @@ def _last_value(consumer: Consumer, start: TopicPartition, end: int) -> bytes | 
             continue
         error = message.error()
         if error is None:
-            value = message.value()
+            if message.key() == KEY:
+                value = message.value()
         elif error.code() != KafkaError._PARTITION_EOF:
             raise KafkaException(error)
         elif (message.offset() or 0) >= end:

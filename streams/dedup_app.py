@@ -204,6 +204,8 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
             await lanes.open(app.consumer.assignment())
         except ManyrayError as error:
             shared.on_fatal(error)
+        except Exception as error:  # Faust would log it and go on without the partitions
+            shared.on_fatal(Fatal(f"partitions cannot be served: {type(error).__name__}: {error}"))
 
     async def revoked(*_: Any, **__: Any) -> None:
         lanes.assigned = False

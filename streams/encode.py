@@ -17,11 +17,11 @@ from encoders.device import default_batch_tokens
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
-from schemas.chunk import rekey
+from schemas.chunk import parse_chunk, rekey
 from schemas.content import fingerprinter, partition_of, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, Retry
-from schemas.internal_pb2 import Chunk, Vectors
+from schemas.internal_pb2 import Vectors
 from schemas.public_pb2 import CACHED, COMPUTED
 from streams import clock
 from streams.attempts import keep_going
@@ -156,10 +156,11 @@ class Encode:
         for message in self.member.read(1, wait_s):
             if self._dropped:  # in a rebalance, within this very call: what came after it is read again too
                 return
-            chunk = Chunk.FromString(message.value() or b"")
+            place = (message.topic() or "", message.partition() or 0)
+            where = f"{place[0]}/{place[1]} offset {message.offset()}"
+            chunk = parse_chunk(message.value(), where, accept_gaps=self._settings.accept_gaps)
             if chunk.version != self._topics.version:
                 rekey(chunk, self._fingerprint, self._topics.version)
-            place = (message.topic() or "", message.partition() or 0)
             self._window.add(chunk, place, message.offset() or 0, clock.monotonic_s())
 
     def _submit(self) -> None:

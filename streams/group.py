@@ -1,7 +1,7 @@
 """A consumer group member whose progress is committed inside transactions: shared by ingest and encode."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,9 @@ class Member:
         on_lost: Callable[[], None] = lambda: None,
     ) -> "Member":
         """Subscribe to topics as a member of a group."""
-        consumer = clients.consumer(settings, group, enable_partition_eof=True)
+        # Where a new group begins, `_starts` says: a reset could only pass over records, which is not done silently.
+        reset = "earliest" if settings.accept_gaps else "error"
+        consumer = clients.consumer(settings, group, enable_partition_eof=True, auto_offset_reset=reset)
         member = cls(consumer, LagReporter(consumer, metrics), on_revoke, on_lost)
         consumer.subscribe(topics, on_assign=member._assigned, on_revoke=member._revoked, on_lost=member._lost)
         return member
@@ -64,7 +66,8 @@ class Member:
         """Up to `records_max` records, waiting at most `wait_s` for them.
 
         Raises:
-            Fatal: a topic is gone or may not be read.
+            Retry: the brokers did not say in time where to begin: `rewind`.
+            Fatal: a topic, or a part of it that was not read yet, is gone; or it may not be read.
         """
         records: list[Message] = []
         gone = self.revocations
@@ -74,6 +77,8 @@ class Member:
                 records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self.lag.reached_end(_topic(message), message.partition() or 0, message.offset() or 0)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise self._why_nowhere((_topic(message), message.partition() or 0))
             elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
                 raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
             elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
@@ -87,27 +92,27 @@ class Member:
             records = [record for record in records if (_topic(record), record.partition()) in self.owned]
         return records
 
-    def committed(self, place: Place) -> TopicPartition:
-        """The committed offset of a partition, with its metadata; pending transactions are waited for.
+    def committed(self, places: Iterable[Place]) -> list[TopicPartition]:
+        """The committed offsets of partitions, with their metadata; pending transactions are waited for.
 
         Raises:
             Retry: the brokers did not answer in time.
         """
+        asked = [TopicPartition(*place) for place in places]
         try:
-            return self.consumer.committed([TopicPartition(*place)], COMMITTED_TIMEOUT_S)[0]
+            return self.consumer.committed(asked, COMMITTED_TIMEOUT_S) if asked else []
         except KafkaException as error:
-            raise Retry(f"committed offset of {place[0]}/{place[1]}: {error.args[0].str()}") from None
+            raise Retry(f"committed offsets: {error.args[0].str()}") from None
 
     def rewind(self) -> None:
         """Go back to what is committed, in every partition owned."""
-        for place in self.owned:
-            committed = self.committed(place)
-            offset = OFFSET_BEGINNING if committed.offset == OFFSET_INVALID else committed.offset
-            self.positions[place] = committed.offset
-            try:
-                self.consumer.seek(TopicPartition(*place, offset))
-            except KafkaException as error:
-                raise Retry(f"seek in {place[0]}/{place[1]}: {error.args[0].str()}") from None
+        starts = self._starts(self.owned)
+        # Assigned anew, because a partition that never got a place to begin cannot be sought in.
+        try:
+            self.consumer.incremental_unassign(starts)
+            self.consumer.incremental_assign(starts)
+        except KafkaException as error:
+            raise Retry(f"going back: {error.args[0].str()}") from None
 
     def processed(self, offsets: dict[Place, int]) -> None:
         """Note the next offsets to process, for the lag."""
@@ -121,10 +126,30 @@ class Member:
         """Leave the group at once, so that others take over without waiting."""
         self.consumer.close()
 
-    def _assigned(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
-        for partition in partitions:
-            self.owned.add((partition.topic, partition.partition))
-            self.positions[partition.topic, partition.partition] = -1
+    def _starts(self, places: Iterable[Place]) -> list[TopicPartition]:
+        """Where to read partitions from: what is committed, or the beginning where nothing ever was."""
+        committed = self.committed(places)
+        self.positions.update({(one.topic, one.partition): one.offset for one in committed})
+        return [
+            TopicPartition(one.topic, one.partition, OFFSET_BEGINNING if one.offset == OFFSET_INVALID else one.offset)
+            for one in committed
+        ]
+
+    def _why_nowhere(self, place: Place) -> Exception:
+        """Why a partition has no record to go on with."""
+        committed = self.committed([place])[0].offset
+        if committed == OFFSET_INVALID:
+            return Retry(f"{place[0]}/{place[1]} was not told where to begin")  # `_assigned` got no answer
+        return Fatal(
+            f"{place[0]}/{place[1]} no longer holds offset {committed}, the next to be read: retention removed what "
+            "nobody read, or the topic was made anew; to go on with what is there set accept_gaps = true"
+        )
+
+    def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        new = [(partition.topic, partition.partition) for partition in partitions]
+        self.owned.update(new)
+        # Should this raise Retry, librdkafka goes on without us, and `rewind` is to come.
+        consumer.incremental_assign(self._starts(new))
         self.lag.metrics.partitions_owned.set(len(self.owned))
         _log.info("ready: owns %d partitions", len(self.owned))
 

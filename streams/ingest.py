@@ -134,7 +134,7 @@ class Ingest:
         line = self.lines.get(source)
         if line is None:
             partitions = self.settings.partitions
-            line = Line.parse(self.member.committed(source).metadata, partitions)
+            line = Line.parse(self.member.committed([source])[0].metadata, partitions)
             line = line or Line.begin(clock.now_ms(), partitions)
         return line
 

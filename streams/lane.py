@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaException, TopicPartition
 from rocksdict import Cache
 
-from schemas.chunk import ChunkBuilder, rekey
+from schemas.chunk import ChunkBuilder, parse_chunk, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, ManyrayError, Retry
@@ -21,7 +21,7 @@ from schemas.internal_pb2 import Chunk, Source
 from schemas.public_pb2 import CACHED
 from streams import clients, clock
 from streams.attempts import with_retries
-from streams.checkpoint import Progress, read_progress
+from streams.checkpoint import KEY, Progress, read_progress
 from streams.dedup import Actions, dedup
 from streams.metrics import Metrics
 from streams.refill import refill, vectors_by_fingerprint
@@ -42,7 +42,7 @@ _STATS_EVERY_S = 1.0
 class Record:
     """One Kafka record handed to a lane: a chunk of posts, or vectors for the table; `done` is called once."""
 
-    value: bytes
+    value: bytes | None
     offset: int
     is_vectors: bool
     done: Callable[[], object]
@@ -181,13 +181,14 @@ class Lane:
 
     def _write(self, records: Sequence[Record]) -> None:
         """One transaction. Nothing of the lane changes before it is committed, so it can be done again."""
-        progress = self.progress
+        progress, accept_gaps = self.progress, self._settings.accept_gaps
         outcome: list[tuple[Chunk, Actions]] = []
         for record in records:
             if record.offset < progress.lookups_offset:
                 continue  # done before a crash or a rebalance
-            chunk = Chunk.FromString(record.value)
-            progress = progress.after(chunk, record.offset, accept_gaps=self._settings.accept_gaps)
+            where = f"{self._topics.lookups}/{self.partition} offset {record.offset}"
+            chunk = parse_chunk(record.value, where, accept_gaps=accept_gaps)
+            progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps)
             outcome.append((chunk, self._decide(chunk)))
         if not outcome:
             return
@@ -197,7 +198,7 @@ class Lane:
             self._producer.produce_keyed(self._topics.embeddings, embed_hits(chunk, actions, head, self._parts))
             for builder in actions.misses:
                 self._produce_miss(builder)
-        self._producer.produce(self._topics.checkpoints, progress.to_bytes(), key=b"dedup", partition=self.partition)
+        self._producer.produce(self._topics.checkpoints, progress.to_bytes(), key=KEY, partition=self.partition)
         self._producer.commit()
         self.progress = progress
         self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))

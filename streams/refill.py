@@ -4,6 +4,7 @@ import logging
 import threading
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from google.protobuf.message import DecodeError
 
 from schemas.content import split_fingerprints
 from schemas.errors import Retry
@@ -21,9 +22,16 @@ _LOG_EVERY_S = 2.0
 _RECORDS_AT_ONCE = 16  # a record has up to half a megabyte
 
 
-def vectors_by_fingerprint(record: bytes, version: str) -> dict[bytes, bytes]:
-    """What a record of the `vectors` topic holds for a version: empty if it is another version's."""
-    message = Vectors.FromString(record)
+def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, bytes]:
+    """What a record of the `vectors` topic holds for a version: empty if it is another version's, or no vectors.
+
+    The table is a cache, so what it cannot learn costs compute only.
+    """
+    try:
+        message = Vectors.FromString(record or b"")
+    except DecodeError:
+        _log.warning("a record of %d bytes in the vectors topic holds no vectors: left out", len(record or b""))
+        return {}
     if message.version != version:
         return {}
     size = message.dims * 4
@@ -64,7 +72,7 @@ def refill(
                 error = message.error()
                 offset = message.offset() or 0
                 if error is None:
-                    found = vectors_by_fingerprint(message.value() or b"", topics.version)
+                    found = vectors_by_fingerprint(message.value(), topics.version)
                     table.put_many(found, offset + 1)
                     count += len(found)
                     metrics.table_refilled.inc(len(found))

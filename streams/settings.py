@@ -74,7 +74,7 @@ class Settings(BaseModel):
     )
     accept_gaps: bool = Field(
         default=False,
-        description="dedup goes on where lookups are missing, losing those posts, instead of stopping",
+        description="a role goes on where records are missing, losing those posts, instead of stopping",
     )
 
     table_ram_mib: int = Field(default=64, ge=0, description="vectors of all partitions kept in RAM before RocksDB")

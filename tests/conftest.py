@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import NewTopic
 
-from streams import clock
+from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
+from streams.topics import list_partitions
 
 TWEETEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tweeteval"
 
@@ -33,6 +35,19 @@ def settings(broker: Broker, tmp_path: Path) -> Settings:
         posts_topics=(f"posts{name}",),
         model="hash",
     )
+
+
+@pytest.fixture
+def topic(settings: Settings) -> str:
+    """An empty topic of this test alone, with two partitions."""
+    name = f"topic{clock.random_id()}"
+    admin = clients.admin_client(settings)
+    for future in admin.create_topics([NewTopic(name, 2, 1)]).values():
+        future.result(30)
+    deadline_s = clock.monotonic_s() + 30
+    while list_partitions(settings).get(name) != 2:  # the controller has made it; brokers tell clients a moment later
+        assert clock.monotonic_s() < deadline_s
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import NewTopic
 
 from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Source
@@ -17,20 +16,6 @@ from streams.transactions import TransactionalProducer
 pytestmark = pytest.mark.broker
 STALL_S = 30.0
 """A broker that says nothing for so long fails a test instead of hanging it."""
-
-
-@pytest.fixture
-def topic(settings: Settings) -> str:
-    """An empty topic with two partitions."""
-    name = f"transactions{clock.random_id()}"
-    admin = clients.admin_client(settings)
-    for future in admin.create_topics([NewTopic(name, 2, 1)]).values():
-        future.result(30)
-    deadline_s = clock.monotonic_s() + 30
-    # The controller has made it; the broker tells clients of it a moment later.
-    while (found := admin.list_topics(timeout=30).topics.get(name)) is None or len(found.partitions) < 2:
-        assert clock.monotonic_s() < deadline_s
-    return name
 
 
 @pytest.fixture

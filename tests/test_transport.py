@@ -8,7 +8,6 @@ from typing import Any
 import faust
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import NewTopic
 from faust.types import TP
 
 from streams import clients, clock
@@ -31,20 +30,6 @@ class App(faust.App):
     def positions(self) -> Mapping[TP, int]:
         """See `CheckpointConsumer.perform_seek`."""
         return self.begin
-
-
-@pytest.fixture
-def topic(settings: Settings) -> str:
-    """An empty topic with one partition."""
-    name = f"transport{clock.random_id()}"
-    admin = clients.admin_client(settings)
-    for future in admin.create_topics([NewTopic(name, 1, 1)]).values():
-        future.result(30)
-    deadline_s = clock.monotonic_s() + 30
-    # The controller has made it; the broker tells clients of it a moment later.
-    while (found := admin.list_topics(timeout=30).topics.get(name)) is None or len(found.partitions) < 1:
-        assert clock.monotonic_s() < deadline_s
-    return name
 
 
 def write(settings: Settings, topic: str, batches: list[tuple[list[bytes], bool]]) -> None:
@@ -173,7 +158,7 @@ def test_the_fetch_state_tells_position_and_end(settings, topic):
             await take(found, b"v9")
             consumer = app.consumer
             assert isinstance(consumer, CheckpointConsumer)
-            return consumer.fetch_state(TP(topic, 0)), consumer.fetch_state(TP(topic, 1))
+            return consumer.fetch_state(TP(topic, 0)), consumer.fetch_state(TP(topic, 2))
 
     state, other = asyncio.run(run())
     assert other is None

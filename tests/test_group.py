@@ -1,0 +1,112 @@
+"""Laws of a consumer group's member, on a real broker."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from schemas.errors import Fatal
+from streams import clients, clock
+from streams.group import Member
+from streams.metrics import Metrics
+from streams.settings import Settings
+
+pytestmark = pytest.mark.broker
+
+STALL_S = 30.0
+"""A broker that says nothing for so long fails a test instead of hanging it."""
+
+
+@pytest.fixture
+def group() -> str:
+    """A group of this test alone."""
+    return f"group{clock.random_id()}"
+
+
+@contextmanager
+def joined(settings: Settings, group: str, topic: str) -> Iterator[Member]:
+    """A member, which leaves at the end."""
+    member = Member.join(settings, group, [topic], Metrics.create())
+    try:
+        yield member
+    finally:
+        member.close()
+
+
+def put(settings: Settings, topic: str, *values: bytes) -> None:
+    """Records in partition 0."""
+    producer = clients.producer(settings)
+    for value in values:
+        producer.produce(topic, value, partition=0)
+    assert producer.flush(STALL_S) == 0
+
+
+def take(member: Member, count: int) -> list[bytes]:
+    """The next `count` values."""
+    values: list[bytes] = []
+    deadline_s = clock.monotonic_s() + STALL_S
+    while len(values) < count:
+        assert clock.monotonic_s() < deadline_s, f"{len(values)} of {count} records in {STALL_S} s"
+        values += [message.value() for message in member.read(count - len(values), 0.1)]
+    return values
+
+
+def commit(member: Member, topic: str, offset: int) -> None:
+    """What a transaction would do."""
+    member.consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
+
+
+def remove(settings: Settings, topic: str, before: int) -> None:
+    """Do as retention does."""
+    admin = clients.admin_client(settings)
+    for future in admin.delete_records([TopicPartition(topic, 0, before)]).values():
+        future.result(STALL_S)
+
+
+def test_a_new_group_reads_all_there_is(settings: Settings, topic: str, group: str) -> None:
+    """From the oldest record, also where the first ones are gone already."""
+    put(settings, topic, b"0", b"1", b"2")
+    remove(settings, topic, 1)
+    with joined(settings, group, topic) as member:
+        assert take(member, 2) == [b"1", b"2"]
+
+
+def test_a_group_goes_on_where_it_committed(settings: Settings, topic: str, group: str) -> None:
+    """And `rewind` goes back there."""
+    put(settings, topic, b"0", b"1", b"2")
+    with joined(settings, group, topic) as member:
+        take(member, 3)
+        commit(member, topic, 1)
+        member.rewind()
+        assert take(member, 2) == [b"1", b"2"]
+    with joined(settings, group, topic) as member:
+        assert take(member, 2) == [b"1", b"2"]
+
+
+def test_records_removed_before_they_were_read_stop_it(settings: Settings, topic: str, group: str) -> None:
+    """They are posts that nobody will see: that is said and not passed over, unless the user accepts it."""
+    put(settings, topic, b"0", b"1", b"2", b"3")
+    with joined(settings, group, topic) as member:
+        take(member, 4)
+        commit(member, topic, 1)
+    remove(settings, topic, 3)
+    with (
+        joined(settings, group, topic) as member,
+        pytest.raises(Fatal, match=f"{topic}/0 no longer holds offset 1,.*set accept_gaps"),
+    ):
+        take(member, 1)
+    with joined(settings.model_copy(update={"accept_gaps": True}), group, topic) as member:
+        assert take(member, 1) == [b"3"]
+
+
+def test_all_was_read_before_it_was_removed(settings: Settings, topic: str, group: str) -> None:
+    """Retention may empty a topic whose end was committed: nothing is missing then."""
+    put(settings, topic, b"0", b"1")
+    with joined(settings, group, topic) as member:
+        take(member, 2)
+        commit(member, topic, 2)
+    remove(settings, topic, 2)
+    with joined(settings, group, topic) as member:
+        put(settings, topic, b"2")
+        assert take(member, 1) == [b"2"]
