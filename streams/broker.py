@@ -24,6 +24,7 @@ from streams.kafka_node import (
     format_storage,
     start_server,
     wait_until_ready,
+    why_ended,
     write_settings,
 )
 
@@ -95,9 +96,10 @@ class Broker:
         """The process ids of the servers, in the order of `bootstrap_servers`."""
         return [server.process.pid for server in self._servers]
 
-    def alive(self) -> bool:
-        """Whether every server still runs."""
-        return all(server.process.alive() for server in self._servers)
+    @property
+    def failure(self) -> Fatal | None:
+        """Why a server has ended; None while all run."""
+        return next((why_ended(server) for server in self._servers if not server.process.alive()), None)
 
     def stop(self, timeout_s: float = 20.0) -> None:
         """Tell every server to stop, and kill those that still run after `timeout_s`; a second call does nothing.

@@ -22,6 +22,7 @@ from streams.ports import HOST, choose_ports
 FORMAT_S_MAX = 60.0
 READY_S_MAX = 60.0
 
+_LOGS = ("broker.log", "console.log")
 _PROBE_S = 0.5
 _PAUSE_S = 0.05
 
@@ -168,8 +169,7 @@ def wait_until_ready(servers: Sequence[Server]) -> None:
     while monotonic_s() < deadline_s:
         for server in servers:
             if not server.process.alive():
-                code = server.process.exit_code
-                raise Fatal(f"Kafka broker {server.node.id} ended (exit code {code}): {last_lines(server.folder)}")
+                raise why_ended(server)
         try:
             if len(admin.list_topics(timeout=_PROBE_S).brokers) == len(servers):
                 return
@@ -179,9 +179,18 @@ def wait_until_ready(servers: Sequence[Server]) -> None:
     raise Fatal(f"Kafka is not ready after {READY_S_MAX:.0f} s: {last_lines(servers[0].folder)}")
 
 
+def why_ended(server: Server) -> Fatal:
+    """Why a server that runs no more does not, by what it said."""
+    logs = [server.folder / name for name in _LOGS]
+    if any("No space left on device" in log.read_text(errors="replace") for log in logs if log.exists()):
+        return Fatal(f"disk full under {server.folder}: free space, or choose another folder with --data-dir")
+    code = server.process.exit_code
+    return Fatal(f"Kafka broker {server.node.id} ended (exit code {code}): {last_lines(server.folder)}")
+
+
 def last_lines(folder: Path, count: int = 4) -> str:
     """The last lines that the server in `folder` logged or printed, on one line, with the path of the file."""
-    for name in ("broker.log", "console.log"):
+    for name in _LOGS:
         path = folder / name
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         # Where in Kafka's code it happened is for the file; here it would push out what happened.

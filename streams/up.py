@@ -244,8 +244,8 @@ class Pipeline:
 
     def raise_failure(self) -> None:
         """Raise Fatal if the embedded broker has ended, or a process was given up; else do nothing."""
-        if self._broker is not None and not self._broker.alive():
-            raise Fatal(f"the embedded broker has ended: its log is in {self.settings.data_dir}/broker-1")
+        if self._broker is not None and (failure := self._broker.failure):
+            raise failure
         for process in self._processes:
             if process.failure is not None:
                 raise process.failure
@@ -272,9 +272,11 @@ class Pipeline:
 
     def stop(self) -> None:
         """Stop the roles in the order of the flow, then the broker; within 20 s each. Nothing is left behind."""
+        # Without their broker roles can neither commit what they have in hand nor end in order: why wait?
+        alone = self._broker is not None and self._broker.failure is not None
         try:
             for role in ROLES:
-                self.stop_role(role)
+                self.stop_role(role, kill=alone)
         finally:  # a second Ctrl-C ends the waiting
             self._stop(list(self._processes), kill=True, wait_s=STOP_WAIT_S)
             self._broker = None

@@ -1,10 +1,12 @@
-"""A full disk under a running role: one clear line, an exit code that is not 0, and nothing lost."""
+"""A full disk under a running role or broker: one clear line, an exit code that is not 0, and nothing lost."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from streams.settings import Settings
 from streams.topics import create_topics
@@ -39,3 +41,26 @@ def test_dedup_ends_with_one_line_on_a_full_disk_and_loses_nothing(settings: Set
         await_embeddings(settings, 8_000)
     seen = read_embeddings(settings)
     assert seen.ids.total() == len(seen.ids) == 8_000
+
+
+def test_up_ends_with_one_line_on_a_full_disk(small_disk: Path) -> None:
+    """When the embedded broker has no space left, `up` ends at once, naming the disk and the remedy."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "manyray", "up", "--model", "hash", f"--data-dir={small_disk / 'data'}"],
+        cwd=small_disk.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as up:
+        assert up.stderr is not None
+        address = next(line for line in up.stderr if line.startswith("manyray is up")).split()[5].rstrip(";")
+        producer = Producer({"bootstrap.servers": address, "message.timeout.ms": 60_000, "log_level": 0})
+        for number in range(200):
+            producer.produce("posts", post(str(number), os.urandom(30_000).hex()))
+        while up.poll() is None:
+            producer.poll(0.2)
+        producer.purge()
+        said = up.stderr.read().splitlines()
+        assert up.returncode == 1
+    assert said[-1].startswith(f"manyray: disk full under {small_disk}")
+    assert "--data-dir" in said[-1]
+    assert not [line for line in said if "Traceback" in line or "does not end" in line]
