@@ -175,6 +175,7 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=4_194_304,
         broker_max_poll_records=STREAM_RECORDS_MAX,
+        broker_client_id=settings.kafka.get("client.id", "manyray"),
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=SESSION_TIMEOUT_S / 5,
         broker_rebalance_timeout=60.0,

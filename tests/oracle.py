@@ -22,9 +22,9 @@ STALL_S = 90.0
 class Seen:
     """What a reader found."""
 
-    ids: Counter[str] = field(default_factory=Counter)
+    ids: Counter[str] = field(default_factory=Counter, repr=False)
     computed: int = 0
-    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    vectors: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 def send(settings: Settings, values: Iterable[bytes]) -> int:

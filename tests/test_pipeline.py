@@ -2,6 +2,7 @@
 
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,11 +69,14 @@ def assert_exactly_once(settings: Settings, loads: list[Load]) -> None:
     """The verdict, read from the start once nothing runs any more."""
     seen = read_embeddings(settings)
     expected = {post_id for load in loads for post_id in load.good_ids}
-    assert set(seen.ids) == expected
-    assert [post_id for post_id, count in seen.ids.items() if count != 1] == []
+    # Short lists: pytest takes minutes to show how two sets of 127,000 ids differ.
+    assert sorted(expected - seen.ids.keys())[:5] == [], "lost"
+    assert sorted(seen.ids.keys() - expected)[:5] == [], "never sent"
+    assert [post_id for post_id, count in seen.ids.items() if count != 1][:5] == [], "doubled"
     rejected = read_rejected(settings)
-    wanted = [bad for load in loads for bad in load.bad]
-    assert sorted(rejected.elements()) == sorted(wanted)
+    wanted = Counter(bad for load in loads for bad in load.bad)
+    assert list((wanted - rejected).items())[:5] == [], "not rejected"
+    assert list((rejected - wanted).items())[:5] == [], "rejected too often"
 
 
 def test_every_post_comes_out_exactly_once(settings: Settings, tweets: list[str]) -> None:

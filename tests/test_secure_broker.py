@@ -9,13 +9,13 @@ from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechani
 
 import manyray
 from schemas.errors import Fatal
-from streams import clock
+from streams import clients, clock
 from streams.kafka_jars import resolve_jars
 from streams.kafka_node import Node, format_storage, start_server, wait_until_ready, write_settings
 from streams.ports import HOST, choose_ports
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics, list_partitions
-from streams.up import Pipeline
+from streams.up import ROLES, Pipeline
 from streams.version import version_of
 
 pytestmark = pytest.mark.broker
@@ -113,12 +113,16 @@ def test_posts_come_out_as_embeddings(
     secured: Secured, kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """All roles and the client work with the properties of `[kafka]` alone, and no password is in what they say."""
-    settings = secured.settings(kind, tmp_path)
+    settings = secured.settings(kind, tmp_path, **{"client.id": "mine"})
     create_topics(settings, version_of(settings))
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(READY_S)
         with manyray.Client(settings) as client:
             assert client.embed(["one", "two", "one"], timeout_s=READY_S).shape == (3, 384)
+        groups = [f"manyray.{role}.{settings.ray}" for role in ROLES]
+        admin = clients.admin_client(settings)
+        for future in admin.describe_consumer_groups(groups).values():
+            assert [member.client_id for member in future.result(30).members] == ["mine"]
     said = capfd.readouterr()
     assert SECRET not in said.out + said.err
 
