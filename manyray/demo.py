@@ -58,6 +58,8 @@ def run_demo(settings: Settings, path: str | None, count: int | None, seed: int)
             update={
                 "data_dir": Path(folder),
                 "bootstrap_servers": "",
+                "kafka": {},  # passwords and the like are those of another broker
+                "replication": 1,
                 "metrics_port": 0,
                 "log_level": "debug" if settings.log_level == "debug" else "warning",
             }

@@ -34,7 +34,7 @@ def send(settings: Settings, values: Iterable[bytes]) -> int:
             "bootstrap.servers": settings.bootstrap_servers,
             "linger.ms": 5,
             "compression.type": "zstd",
-            "message.max.bytes": 10_000_000,
+            "message.max.bytes": 30_000_000,
         }
     )
     count = 0

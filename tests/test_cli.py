@@ -175,21 +175,26 @@ def test_a_data_directory_in_use_is_refused(tmp_path: Path):
     assert done.returncode == 1
 
 
+def tailing(settings: Settings, cwd: Path) -> subprocess.Popen[str]:
+    """`manyray tail`, from the earliest embedding on."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "manyray", "tail", settings.ray, *flags(settings), "--from=earliest"],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 @pytest.mark.broker
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_ends_a_command_without_noise(number: signal.Signals, code: int, settings: Settings, tmp_path: Path):
     """Ctrl-C and SIGTERM are no errors: no traceback, no line."""
     create_topics(settings, version_of(settings))
     write(settings, embedding(0))
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "tail", settings.ray, *flags(settings), "--from=earliest"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background ignores Ctrl-C, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    with tailing(settings, tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("p0\t")  # so it is at work, and waits for more
         process.send_signal(number)
@@ -205,13 +210,7 @@ def test_a_reader_that_has_enough_ends_tail(settings: Settings, tmp_path: Path):
     """`tail | head` is no error: the exit code is 0 and nothing is said."""
     create_topics(settings, version_of(settings))
     write(settings, *(embedding(number) for number in range(2)))
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "tail", settings.ray, *flags(settings), "--from=earliest"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with tailing(settings, tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("p0\t")
         process.stdout.close()

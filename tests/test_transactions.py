@@ -8,7 +8,7 @@ from confluent_kafka import TopicPartition
 from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Source
 from streams import clients, clock
-from streams.checkpoint import Progress, read_progress
+from streams.checkpoint import KEY, Progress, read_progress
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.transactions import TransactionalProducer
@@ -46,21 +46,21 @@ def read(settings: Settings, topic: str, partition: int = 0, *, committed: bool 
     raise AssertionError(f"the end of {topic}/{partition} was not reached in {STALL_S} s")
 
 
-def put(producer: TransactionalProducer, topic: str, *values: bytes) -> None:
+def put(producer: TransactionalProducer, topic: str, *values: bytes, key: bytes | None = None) -> None:
     """One committed transaction."""
     producer.begin()
     for value in values:
-        producer.produce(topic, value, partition=0)
+        producer.produce(topic, value, key=key, partition=0)
     producer.commit()
 
 
-def leave_open(settings: Settings, transactional_id: str, topic: str, *values: bytes):
+def leave_open(settings: Settings, transactional_id: str, topic: str, *values: bytes, key: bytes | None = None):
     """A producer with a transaction that has reached the broker and is not ended: a process that hangs."""
     producer = clients.producer(settings, transactional_id)
     producer.init_transactions(60)
     producer.begin_transaction()
     for value in values:
-        producer.produce(topic, value, partition=0)
+        producer.produce(topic, value, key, partition=0)
     assert producer.flush(30) == 0
     return producer
 
@@ -103,15 +103,21 @@ def test_a_second_producer_of_an_id_fences_the_first(settings, topic, transactio
     assert read(settings, topic) == [(None, b"mine"), (None, b"theirs")]
 
 
-@pytest.mark.parametrize("step", ["begin", "produce", "produce_keyed", "commit"])
-def test_a_fenced_producer_stays_fenced(settings, topic, transactional_id, step):
-    """Whatever it does next is Fatal, never Retry: the cure for Retry would fence the new owner in its turn."""
+def fenced(settings: Settings, topic: str, transactional_id: str) -> TransactionalProducer:
+    """A producer that has noticed that another took its place."""
     first = opened(settings, transactional_id)
     first.begin()
     first.produce(topic, b"stale", partition=0)
     opened(settings, transactional_id)
     with pytest.raises(Fatal):
         first.commit()
+    return first
+
+
+@pytest.mark.parametrize("step", ["begin", "produce", "produce_keyed", "commit"])
+def test_a_fenced_producer_stays_fenced(settings, topic, transactional_id, step):
+    """Whatever it does next is Fatal, never Retry: the cure for Retry would fence the new owner in its turn."""
+    first = fenced(settings, topic, transactional_id)
     steps = {
         "begin": first.begin,
         "produce": lambda: first.produce(topic, b"more"),
@@ -124,12 +130,7 @@ def test_a_fenced_producer_stays_fenced(settings, topic, transactional_id, step)
 
 def test_a_fenced_producer_can_be_closed(settings, topic, transactional_id):
     """Without an error: the one that ended it is what counts."""
-    first = opened(settings, transactional_id)
-    first.begin()
-    first.produce(topic, b"stale", partition=0)
-    opened(settings, transactional_id)
-    with pytest.raises(Fatal):
-        first.commit()
+    first = fenced(settings, topic, transactional_id)
     first.close()
     with pytest.raises(Retry, match="not open"):
         first.begin()
@@ -213,7 +214,7 @@ def progress(offset: int) -> Progress:
 
 def save(producer: TransactionalProducer, topic: str, *offsets: int) -> None:
     """One committed transaction with checkpoints."""
-    put(producer, topic, *(progress(offset).to_bytes() for offset in offsets))
+    put(producer, topic, *(progress(offset).to_bytes() for offset in offsets), key=KEY)
 
 
 def test_without_a_checkpoint_it_begins_at_the_start(settings, topic):
@@ -227,7 +228,7 @@ def test_the_last_committed_checkpoint_is_read(settings, topic, transactional_id
     for offset in (3, 5, 9):
         save(producer, topic, offset)
     producer.begin()
-    producer.produce(topic, progress(4).to_bytes(), partition=1)
+    producer.produce(topic, progress(4).to_bytes(), key=KEY, partition=1)
     producer.commit()
     assert read_progress(settings, topic, 0) == progress(9)
     assert read_progress(settings, topic, 1) == progress(4)
@@ -236,7 +237,7 @@ def test_the_last_committed_checkpoint_is_read(settings, topic, transactional_id
 def test_a_predecessors_open_transaction_hides_nothing(settings, topic, transactional_id):
     """Fenced first, then read: the checkpoint it had committed counts, the one it left open does not."""
     save(opened(settings, transactional_id), topic, 5)
-    hanging = leave_open(settings, transactional_id, topic, progress(6).to_bytes())
+    hanging = leave_open(settings, transactional_id, topic, progress(6).to_bytes(), key=KEY)
     opened(settings, transactional_id)
     assert read_progress(settings, topic, 0) == progress(5)
     del hanging
@@ -245,7 +246,7 @@ def test_a_predecessors_open_transaction_hides_nothing(settings, topic, transact
 def test_a_transaction_that_commits_meanwhile_is_waited_for(settings, topic, transactional_id):
     """The end is the one that an uncommitted reader sees: what is written there counts once its fate is known."""
     save(opened(settings, transactional_id), topic, 5)
-    other = leave_open(settings, f"{transactional_id}-other", topic, progress(6).to_bytes())
+    other = leave_open(settings, f"{transactional_id}-other", topic, progress(6).to_bytes(), key=KEY)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_progress, settings, topic, 0)
         wait([reading], 1.5)  # enough for a reader that does not wait to be done, and wrong
@@ -257,14 +258,16 @@ def test_a_transaction_that_commits_meanwhile_is_waited_for(settings, topic, tra
 def test_a_checkpoint_before_a_long_aborted_tail_is_found(settings, topic, transactional_id, count):
     """However much a crashing owner wrote and never committed after it."""
     save(opened(settings, transactional_id), topic, 5)
-    leave_open(settings, transactional_id, topic, *(progress(6 + number).to_bytes() for number in range(count)))
+    leave_open(
+        settings, transactional_id, topic, *(progress(6 + number).to_bytes() for number in range(count)), key=KEY
+    )
     opened(settings, transactional_id)
     assert read_progress(settings, topic, 0) == progress(5)
 
 
 def test_a_tail_that_was_never_committed_is_no_checkpoint(settings, topic, transactional_id):
     """A topic that holds nothing but aborted records is as good as empty."""
-    leave_open(settings, transactional_id, topic, *(progress(number).to_bytes() for number in range(200)))
+    leave_open(settings, transactional_id, topic, *(progress(number).to_bytes() for number in range(200)), key=KEY)
     opened(settings, transactional_id)
     assert read_progress(settings, topic, 0) == Progress()
 
