@@ -9,22 +9,20 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.machine import cpu_s, describe
-from encoders.device import default_batch_tokens
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
 from schemas.post import Post, encode_post
 from streams import clock
 from streams.encode import WINDOW_BATCHES
+from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
 from streams.up import Pipeline
 
@@ -67,13 +65,7 @@ def publish(settings: Settings, posts: list[str], run: str, topic: str | None = 
 def total(pipeline: Pipeline, role: str, name: str) -> float:
     """The sum of a metric over its labels, of one role's process."""
     url = next(url for process, url in pipeline.metrics_urls.items() if process.startswith(role))
-    text = urllib.request.urlopen(url, timeout=10).read().decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name
-    )
+    return sum(sample.value for sample in read_metrics(url) if sample.name == name)
 
 
 def await_total(pipeline: Pipeline, role: str, name: str, least: float) -> None:
@@ -142,7 +134,7 @@ def bench_misses(count: int, folder: Path) -> None:
     """The encoder alone, then the whole pipeline, on the same distinct posts."""
     posts = [f"{text} {number}" for number, text in enumerate(texts(count, count, seed=2))]
     encoder = load_encoder("minilm")
-    batch_tokens = default_batch_tokens("auto")
+    batch_tokens = encoder.batch_tokens
     warm_up(encoder, batch_tokens)
     window = max(1, WINDOW_BATCHES * batch_tokens // 40)
     with Engine(encoder, batch_tokens) as engine:

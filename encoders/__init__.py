@@ -3,7 +3,6 @@
 Importing it costs numpy and no torch: torch and transformers are imported when a text encoder is loaded.
 """
 
-from encoders.device import default_batch_tokens
 from encoders.encoder import EncodedBatch, Encoder, Tokens
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
@@ -15,7 +14,6 @@ __all__ = [
     "Engine",
     "Tokens",
     "VersionSpec",
-    "default_batch_tokens",
     "load_encoder",
     "resolve_spec",
     "warm_up",

@@ -30,9 +30,3 @@ def plan_batches(lengths: Lengths, batch_tokens: int) -> list[Batch]:
 def padded_tokens(lengths: Lengths, batches: Sequence[Batch]) -> int:
     """Tokens computed, padding included: each batch is as wide as its first item, the longest."""
     return sum(int(lengths[batch[0]]) * len(batch) for batch in batches)
-
-
-def padding_share(lengths: Lengths, batches: Sequence[Batch]) -> float:
-    """The share of the tokens computed that is padding, from 0 (none) to under 1."""
-    padded = padded_tokens(lengths, batches)
-    return 1.0 - float(lengths.sum(dtype=np.int64)) / padded if padded else 0.0

@@ -16,7 +16,7 @@ def resolve_device(device: str) -> "torch.device":
 
     Fatal: the device is unknown or not there.
     """
-    import torch  # noqa: PLC0415 - 2 s, which only a text encoder pays
+    import torch  # noqa: PLC0415 - 2 s, which the hash encoder does without
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = ["cpu", *(f"cuda:{index}" for index in range(count))]
@@ -26,10 +26,10 @@ def resolve_device(device: str) -> "torch.device":
     return torch.device(name)
 
 
-def default_batch_tokens(device: str) -> int:
-    """Tokens of one batch, padding included, where `batch_tokens` is not set.
+def suited_batch_tokens(device: "torch.device") -> int:
+    """Tokens of one batch, padding included, that suit a device.
 
     A CPU is fastest while a layer's activations stay in its cache. A GPU wants enough work to hide the cost
-    of starting it. Fatal: as `resolve_device`.
+    of starting it.
     """
-    return BATCH_TOKENS_CPU if resolve_device(device).type == "cpu" else BATCH_TOKENS_CUDA
+    return BATCH_TOKENS_CPU if device.type == "cpu" else BATCH_TOKENS_CUDA

@@ -44,6 +44,8 @@ class Encoder(Protocol):
 
     spec: VersionSpec
     dims: int
+    batch_tokens: int
+    """Tokens of a batch, padding included, that suit the device."""
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""

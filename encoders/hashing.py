@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from encoders.device import BATCH_TOKENS_CPU
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.version import VersionSpec
 
@@ -22,6 +23,7 @@ class HashEncoder:
     def __init__(self, spec: VersionSpec, dims: int) -> None:
         self.spec = spec
         self.dims = dims
+        self.batch_tokens = BATCH_TOKENS_CPU
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """UTF-8 bytes; nothing is cut. UnicodeEncodeError: a lone surrogate, which no decoded post holds."""

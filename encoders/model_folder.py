@@ -4,6 +4,7 @@ Follows sentence-transformers' folders (modules.json) and plain transformers fol
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ _POOLING_FLAGS = {
 # What a Transformer's configuration may hold that changes nothing for text, or that we honour.
 _TRANSFORMER_KEYS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
 _TRANSFORMER_DEFAULTS = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+_WEIGHTS = re.compile(r"[\w.-]+\.safetensors")
 _KINDS = ("Transformer", "Pooling", "Normalize")
 
 
@@ -74,6 +76,8 @@ def _modules(folder: Path) -> dict[str, Path]:
         return {"Transformer": folder}
     modules: dict[str, Path] = {}
     for module in _json(path, list):
+        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("type", "path")):
+            raise Fatal(f"model={folder}: modules.json holds a module without type and path: fetch the model again")
         package, _, kind = module["type"].rpartition(".")
         where = PurePosixPath(module["path"])
         if not package.startswith("sentence_transformers.") or kind not in _KINDS or kind in modules:
@@ -143,6 +147,7 @@ def _check_weights(weights: Path) -> dict[str, Any]:
         raise Fatal(f"model={weights}: it needs code of its own (auto_map), which is never run: choose another model")
     if config.get("quantization_config"):
         raise Fatal(f"model={weights}: its weights are quantised, which is not supported: choose the original")
+    _check_weight_files(weights, config)
     if not any(weights.glob("*.safetensors")):
         raise Fatal(
             f"model={weights}: it has no .safetensors, and pickled weights (.bin), which may run code, are "
@@ -151,6 +156,18 @@ def _check_weights(weights: Path) -> dict[str, Any]:
     if not (weights / "tokenizer.json").exists():
         raise Fatal(f"model={weights}: it has no tokenizer.json: save its AutoTokenizer into it")
     return config
+
+
+def _check_weight_files(weights: Path, config: dict[str, Any]) -> None:
+    """Refuse weights elsewhere than beside config.json: the version's digest would not see them change."""
+    if name := config.get("transformers_weights"):
+        raise Fatal(f"model={weights}: config.json sets transformers_weights={name}, which is not supported: unset it")
+    for index in weights.glob("*.index.json"):
+        for name in set(_json(index, dict).get("weight_map", {}).values()):
+            if not _WEIGHTS.fullmatch(str(name)):
+                raise Fatal(
+                    f"model={weights}: {index.name} names {name}, which is no .safetensors beside it: correct it"
+                )
 
 
 def _json(path: Path, kind: type[_Root], *, optional: bool = False) -> _Root:

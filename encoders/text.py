@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from encoders.batching import Batch, padded_tokens, plan_batches
-from encoders.device import resolve_device
+from encoders.device import resolve_device, suited_batch_tokens
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import read_model_folder
 from encoders.pooling import pool
@@ -32,6 +32,7 @@ class TextEncoder:
         """
         self.spec = spec
         self.device = resolve_device(device)
+        self.batch_tokens = suited_batch_tokens(self.device)
         self._folder = read_model_folder(folder)
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]

@@ -49,10 +49,10 @@ def load_transformer(
     with _quiet():
         try:
             model, auto = _load(folder, dtype)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise Fatal(f"model={folder.weights}: transformers cannot load it: {error}") from error
-    if model.config.is_encoder_decoder or not auto.is_fast:
-        raise Fatal(f"model={folder.weights}: an encoder with a fast tokenizer is needed: choose another model")
+    if not hasattr(model.config, "hidden_size") or model.config.is_encoder_decoder or not auto.is_fast:
+        raise Fatal(f"model={folder.weights}: a text encoder with a fast tokenizer is needed: choose another model")
     tokenizer = cast(Tokenizer, auto.backend_tokenizer)
     if folder.lower_case:
         tokenizer.normalizer = _lower_case_first(tokenizer.normalizer)
@@ -83,7 +83,9 @@ def token_limit(chosen: int | None, tokenizer_most: int, positions: int | None) 
 
 def _load(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     local = {"local_files_only": True, "trust_remote_code": False}
-    how = {**local, "use_safetensors": True, "output_loading_info": True, "dtype": dtype}
+    # Weights of another shape are told below, by name.
+    reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    how = {**local, **reported, "use_safetensors": True, "dtype": dtype}
     # Named here, as what a folder's configuration names may be code to download.
     try:
         model, report = AutoModel.from_pretrained(folder.weights, attn_implementation="sdpa", **how)
@@ -93,7 +95,7 @@ def _load(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, Pre
     wrong = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     wrong += [key for key, *_ in report["mismatched_keys"]]
     if wrong:
-        raise Fatal(f"model={folder.weights}: {len(wrong)} weights lack, as {min(wrong)}: fetch the model again")
+        raise Fatal(f"model={folder.weights}: {len(wrong)} weights lack or do not fit, as {min(wrong)}: fetch it again")
     return model.eval(), AutoTokenizer.from_pretrained(folder.weights, **local)
 
 

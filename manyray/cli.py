@@ -1,6 +1,7 @@
 """The command line: `manyray up`, the roles, and what a user does with the pipeline."""
 # ruff: noqa: PLC0415 - a command imports what it needs, so that --help is quick
 
+import math
 import os
 import signal
 import sys
@@ -73,7 +74,7 @@ def up(settings: Settings) -> None:
     from streams.up import Pipeline
 
     with stop_on_signals() as stop, Pipeline(settings) as pipeline:
-        pipeline.wait_ready(stop=stop)
+        pipeline.wait_ready(math.inf, stop)  # a large model takes its time; who cannot start ends by itself
         if not stop.is_set():
             typer.echo(f"manyray is up: brokers at {pipeline.bootstrap_servers}; Ctrl-C stops it", err=True)
         pipeline.wait(stop)
@@ -202,20 +203,23 @@ def demo(
     count: Annotated[int | None, typer.Option(min=1, help="how many posts; of a file all if not given")] = None,
     seed: Annotated[int, typer.Option(help="decides which sample posts come back, and how often")] = 0,
 ) -> None:
-    """Run a whole pipeline on posts for a minute, watch it, and see what comes out; nothing is left behind."""
+    """Run a whole pipeline on posts for half a minute, watch it, and see what comes out; nothing is left behind."""
     from manyray.demo import run_demo
 
     run_demo(settings, posts, count, seed)
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0, 1 for an error, 2 for wrong flags or settings, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _exit_cleanly)
+    """Run the command line and exit: 0; 1 for an error, 2 for wrong flags or settings, 130 or 143 after a signal.
+
+    Roles and `up`, which run until they are told to stop, exit with 0 when they are.
+    """
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     sys.exit(_run(sys.argv[1:] or ["--help"]))
 
 
-def _exit_cleanly(_number: int, _frame: object) -> NoReturn:
-    sys.exit(0)
+def _exit_on_sigterm(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _run(arguments: list[str]) -> int:

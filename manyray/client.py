@@ -66,7 +66,7 @@ class Client:
         """Publish posts and return how many, after the brokers have them all.
 
         A post is a `Post`, a tuple (id, text), a mapping with `id` and `text`, or a text alone, which gets a random
-        id. `topic` is the first of the setting posts_topics if not given. Any iterable will do: at most 256 MiB wait
+        id. `topic` is the first of the setting posts_topics if not given. Any iterable will do: at most 64 MiB wait
         to be sent. `on_progress` is told now and then how many were taken so far. What a post holds is judged by the
         pipeline: bad ones come out in the topic `rejected`.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from manyray.rays import find_embeddings_topic
 from manyray.subscription import read_batch
@@ -15,7 +15,6 @@ from streams.topics import Topics, list_partitions
 
 _RECORDS = 1_000
 _WAIT_S = 0.05
-_OFFSET_TIMEOUT_S = 10.0
 
 
 def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object], timeout_s: float) -> Matrix:
@@ -31,7 +30,7 @@ def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object
     consumer = clients.reader(settings)
     try:
         # Where the topics end before the posts are sent: what is made of them comes after.
-        consumer.assign(_ends(settings, consumer.get_watermark_offsets, (topic, rejected)))
+        consumer.assign(_ends(settings, consumer, (topic, rejected)))
         deadline_s = clock.monotonic_s() + timeout_s
         publish()
         index_of = {post_id: index for index, post_id in enumerate(ids)}
@@ -61,23 +60,15 @@ def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object
     return np.stack([rows[index] for index in range(len(ids))])
 
 
-def _ends(
-    settings: Settings, watermarks: Callable[..., tuple[int, int] | None], topics: Sequence[str]
-) -> list[TopicPartition]:
+def _ends(settings: Settings, consumer: Consumer, topics: Sequence[str]) -> list[TopicPartition]:
     partitions = list_partitions(settings)
     places: list[TopicPartition] = []
     for topic in topics:
         if topic not in partitions:
             raise Fatal(f"topic {topic} is missing: run `manyray topics create`")
         for partition in range(partitions[topic]):
-            place = TopicPartition(topic, partition)
-            try:
-                found = watermarks(place, timeout=_OFFSET_TIMEOUT_S)
-            except KafkaException as error:
-                raise Retry(f"end of {topic}/{partition}: {error.args[0].str()}") from None
-            if found is None:
-                raise Retry(f"end of {topic}/{partition}: no answer within {_OFFSET_TIMEOUT_S:.0f} s")
-            places.append(TopicPartition(topic, partition, found[1]))
+            _, end = clients.watermarks(consumer, topic, partition)
+            places.append(TopicPartition(topic, partition, end))
     return places
 
 

@@ -83,6 +83,8 @@ def _load(config: Path | None, assignments: list[str], **flags: object) -> Setti
             kafka[key.removeprefix(_KAFKA)] = value
         elif key == "kafka":
             raise Fatal("--set kafka needs the property's name, such as --set kafka.sasl.username=me")
+        elif key == "config":
+            raise Fatal("config is a flag and not a setting: --config FILE")
         elif flags.get(key) is not None:
             raise Fatal(f"setting {key} is given twice: leave out --set {key}=...")
         else:

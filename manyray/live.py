@@ -1,15 +1,11 @@
 """The live view: what each stage has done so far, read from the roles' Prometheus endpoints."""
 
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
-_TIMEOUT_S = 1.0
+from streams.metrics import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +36,16 @@ def scrape(urls: dict[str, str], at_s: float, published: int, received: int) -> 
     rejected: Counter[str] = Counter()
     lag: Counter[str] = Counter()
     for name, url in urls.items():
-        for metric, labels, value in _samples(url):
-            totals[metric] += value
-            if metric == "manyray_ingest_rejected_total":
-                rejected[labels["reason"]] += value
-            elif metric == "manyray_consumer_lag":
+        try:
+            samples = read_metrics(url)
+        except OSError:
+            continue
+        for sample in samples:
+            value = int(sample.value)
+            totals[sample.name] += value
+            if sample.name == "manyray_ingest_rejected_total":
+                rejected[sample.labels["reason"]] += value
+            elif sample.name == "manyray_consumer_lag":
                 lag[name.partition("-")[0]] += value
     return Snapshot(
         at_s=at_s,
@@ -58,16 +59,6 @@ def scrape(urls: dict[str, str], at_s: float, published: int, received: int) -> 
         published=published,
         received=received,
     )
-
-
-def _samples(url: str) -> Iterable[tuple[str, dict[str, str], int]]:
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - the roles' own http address
-            text = answer.read().decode()
-    except (urllib.error.URLError, OSError):
-        return []
-    families = text_string_to_metric_families(text)
-    return [(sample.name, sample.labels, int(sample.value)) for family in families for sample in family.samples]
 
 
 def live_table(now: Snapshot, before: Snapshot) -> Table:

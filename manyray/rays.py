@@ -22,12 +22,12 @@ def find_embeddings_topic(settings: Settings, ray: str) -> str:
         raise Fatal(f"no ray {name} on these brokers; {known}")
     if version and version not in versions:
         raise Fatal(f"ray {name} has no version {version}; there are {', '.join(versions)}")
+    if len(versions) == 1:
+        return prefix + versions[0]
     own = version or _own_version(settings, name)
     if own in versions:
         return prefix + own
-    if len(versions) > 1:
-        raise Fatal(f"ray {name} has several versions: choose one as {name}@{f' or {name}@'.join(versions)}")
-    return prefix + versions[0]
+    raise Fatal(f"ray {name} has several versions: choose one as {name}@{f' or {name}@'.join(versions)}")
 
 
 def _own_version(settings: Settings, ray: str) -> str:

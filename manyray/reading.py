@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
@@ -18,7 +18,6 @@ from schemas.post import Post
 from streams import clock
 
 Format = Literal["lines", "jsonl", "csv", "tsv"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 STDIN = "-"
 LINE_BYTES_MAX = 1_048_576  # no post may be that long; without a limit a binary file would be one line
 

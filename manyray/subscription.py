@@ -55,6 +55,9 @@ class Subscription:
     a batch that takes longer than 10 minutes is given to another member.
     """
 
+    batch_posts: int
+    """Most embeddings in a batch; may be changed between two."""
+
     def __init__(
         self,
         consumer: Consumer,
@@ -68,7 +71,7 @@ class Subscription:
         """Use `Client.subscribe`."""
         self.topic = topic
         self._consumer = consumer
-        self._batch_posts = batch_posts
+        self.batch_posts = batch_posts
         self._wait_s = wait_s
         self._idle_s = idle_s
         self._on_close = on_close
@@ -91,7 +94,7 @@ class Subscription:
         while not self._closed:
             self._commit()
             try:
-                batch = read_batch(self._consumer.consume(self._batch_posts, self._wait_s), self._handed_out)
+                batch = read_batch(self._consumer.consume(self.batch_posts, self._wait_s), self._handed_out)
             except ManyrayError:
                 self._handed_out.clear()  # nothing of it reached the caller
                 raise
@@ -193,5 +196,7 @@ def _judge(error: KafkaError, message: Message) -> None:
         raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
     if error.code() in _REFUSED:
         raise Fatal(f"not allowed to read {message.topic() or 'in this group'}: {error.str()}; grant it in the ACLs")
+    if error.fatal():
+        raise Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
     if error.code() != KafkaError._PARTITION_EOF:
         _log.debug("%s", error.str())

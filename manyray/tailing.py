@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from manyray.client import Client
 from manyray.rays import find_embeddings_topic
-from manyray.subscription import Batch, read_batch
+from manyray.subscription import Batch, Subscription, read_batch
 from schemas.public_pb2 import CACHED, COMPUTED, Embedding
 from streams import clients
 from streams.settings import Settings
@@ -24,7 +24,6 @@ _RECORDS = 100
 _WAIT_S = 0.2
 _NUMBERS = 4
 _ORIGINS = {COMPUTED: "computed", CACHED: "cached"}
-_OFFSET_TIMEOUT_S = 10.0
 
 
 def tail_ray(
@@ -39,10 +38,7 @@ def tail_ray(
         if group is None:
             _write(_read_all(settings, ray, start), limit, as_json)
             return
-        with (
-            Client(settings) as client,
-            client.subscribe(ray, group, start=start, batch_posts=_RECORDS) as subscription,
-        ):
+        with Client(settings) as client, client.subscribe(ray, group, start=start) as subscription:
             _write(subscription, limit, as_json)
     except BrokenPipeError:  # `manyray tail textray | head`: the reader has had enough, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,7 +46,12 @@ def tail_ray(
 
 def _write(batches: Iterator[Batch], limit: int | None, as_json: bool) -> None:
     left = limit
-    for batch in batches:
+    while True:
+        if left is not None and isinstance(batches, Subscription):
+            batches.batch_posts = min(_RECORDS, left)  # a batch is committed whole: so it may hold no more
+        batch = next(batches, None)
+        if batch is None:
+            return
         shown = batch.embeddings[:left]
         sys.stdout.writelines(f"{_json(one) if as_json else _line(one)}\n" for one in shown)
         sys.stdout.flush()
@@ -74,8 +75,7 @@ def _read_all(settings: Settings, ray: str, start: Start) -> Iterator[Batch]:
 
 
 def _place(consumer: Consumer, topic: str, partition: int, start: Start) -> TopicPartition:
-    place = TopicPartition(topic, partition)
-    low, high = consumer.get_watermark_offsets(place, timeout=_OFFSET_TIMEOUT_S) or (0, 0)
+    low, high = clients.watermarks(consumer, topic, partition)
     return TopicPartition(topic, partition, low if start == "earliest" else high)
 
 

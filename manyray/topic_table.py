@@ -2,14 +2,11 @@
 
 from contextlib import closing
 
-from confluent_kafka import TopicPartition
 from rich.table import Table
 
 from streams import clients
 from streams.settings import Settings
 from streams.topics import find_problems, list_partitions, plan_topics
-
-_TIMEOUT_S = 10.0
 
 
 def topic_table(settings: Settings, version: str) -> Table:
@@ -42,8 +39,7 @@ def _records(settings: Settings, partitions: dict[str, int]) -> dict[str, int]:
     with closing(clients.reader(settings)) as consumer:
 
         def span(topic: str, partition: int) -> int:
-            place = TopicPartition(topic, partition)
-            low, high = consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S) or (0, 0)
+            low, high = clients.watermarks(consumer, topic, partition)
             return high - low
 
         return {topic: sum(span(topic, one) for one in range(count)) for topic, count in partitions.items()}

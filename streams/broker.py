@@ -4,6 +4,7 @@ A data directory holds `broker-<n>/` for each server, `cluster.json` (which clus
 `lock` (who uses it) and, while the cluster is ready, `broker.json` (where it is).
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -138,9 +139,17 @@ class DataDirLock:
         self._data_dir = data_dir
 
     def __enter__(self) -> Self:
-        """Take it, making the directory if need be. Raises `Fatal` naming the holder if another has it."""
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (self._data_dir / "lock").open("a+")
+        """Take it, making the directory if need be.
+
+        Raises `Fatal` if it cannot be written, or, naming the holder, if another has it.
+        """
+        try:
+            self._data_dir.mkdir(parents=True, exist_ok=True)
+            self._file = (self._data_dir / "lock").open("a+")
+        except OSError as error:
+            raise Fatal(
+                f"data directory {self._data_dir} cannot be written ({error.strerror}): choose another with --data-dir"
+            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -175,7 +184,8 @@ def read_running(data_dir: Path) -> str | None:
     servers = str(running["bootstrap_servers"])
     host, port = servers.split(",", maxsplit=1)[0].rsplit(":", 1)
     try:
-        os.kill(int(running["pid"]), 0)
+        with contextlib.suppress(PermissionError):  # it is there, and another user's
+            os.kill(int(running["pid"]), 0)
         socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
         return None

@@ -1,5 +1,6 @@
 """The checkpoint of a partition: read by its new owner before anything else, written with the outputs it speaks of."""
 
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -61,9 +62,9 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
         Fatal: the last record is no checkpoint.
     """
     try:
-        low, end = _ends(settings, topic, partition)
-        consumer = clients.reader(settings)
-        try:
+        with closing(clients.reader(settings, committed=False)) as uncommitted:
+            low, end = clients.watermarks(uncommitted, topic, partition)
+        with closing(clients.reader(settings)) as consumer:
             tail = _TAIL_RECORDS
             while True:
                 start = max(low, end - tail)
@@ -71,8 +72,6 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
                 if value is not None or start == low:
                     return Progress.from_bytes(value) if value else Progress()
                 tail *= 16
-        finally:
-            consumer.close()
     except DecodeError:
         raise Fatal(
             f"the last record of {topic}/{partition} is no checkpoint: another program writes to a topic that is "
@@ -80,15 +79,6 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
         ) from None
     except KafkaException as error:
         raise Retry(f"checkpoint of {topic}/{partition}: {error.args[0].str()}") from None
-
-
-def _ends(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
-    uncommitted = clients.reader(settings, committed=False)
-    try:
-        low, high = uncommitted.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_TIMEOUT_S)
-    finally:
-        uncommitted.close()
-    return low, high
 
 
 def _last_value(consumer: Consumer, start: TopicPartition, end: int) -> bytes | None:

@@ -4,17 +4,20 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import Fatal
+from schemas.errors import Fatal, Retry
 from streams.broker import read_running
 from streams.settings import Settings
 
 _log = logging.getLogger("manyray.kafka")
+_connections = logging.getLogger("manyray.connections")
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 """Of one record before compression: only a rejected post comes near."""
+
+WATERMARKS_TIMEOUT_S = 30.0
 
 Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
@@ -26,6 +29,7 @@ _OURS = frozenset(
 """Properties that exactly once, or a setting of ours, depends on."""
 
 _REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL}
+_AWAY = {KafkaError._ALL_BROKERS_DOWN, *_REFUSALS}
 
 
 def bootstrap_servers(settings: Settings) -> str:
@@ -99,6 +103,18 @@ def reader(settings: Settings, *, committed: bool = True) -> Consumer:
     )
 
 
+def watermarks(reader: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The offset of the oldest record of a partition, and that of the next one to be written, as `reader` may see it.
+
+    Raises:
+        Retry: the brokers did not answer in time.
+    """
+    try:
+        return reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=WATERMARKS_TIMEOUT_S)
+    except KafkaException as error:
+        raise Retry(f"offsets of {topic}/{partition}: {error.args[0].str()}") from None
+
+
 def producer(settings: Settings, transactional_id: str | None = None) -> Producer:
     """An idempotent producer, transactional if it is given an id.
 
@@ -144,4 +160,7 @@ def _common(settings: Settings) -> dict[str, Any]:
 
 def _on_error(error: KafkaError) -> None:
     """librdkafka's own events: it goes on by itself, so they are for the log; the operations fail on their own."""
-    _log.debug("%s", error.str())
+    if error.code() in _AWAY:
+        _connections.warning("brokers cannot be reached, to be tried again: %s", error.str())
+    else:
+        _log.debug("%s", error.str())

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from confluent_kafka import TopicPartition
 
-from encoders.device import default_batch_tokens
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
@@ -280,7 +279,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         max_tokens=settings.max_tokens,
         device=settings.device,
     )
-    batch_tokens = settings.batch_tokens or default_batch_tokens(settings.device)
+    batch_tokens = settings.batch_tokens or encoder.batch_tokens
     warm_up(encoder, batch_tokens)
     window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
     with Engine(encoder, batch_tokens) as engine:

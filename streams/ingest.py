@@ -76,6 +76,21 @@ class Ingest:
     packer: Packer
     lines: dict[SourceKey, Line] = field(default_factory=dict[SourceKey, Line])
 
+    @classmethod
+    def join(cls, settings: Settings, topics: Topics, metrics: Metrics) -> "Ingest":
+        """Open the producer, then become a member."""
+        producer = TransactionalProducer(
+            settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, shared_id=False
+        )
+        producer.open()
+        # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
+        lines: dict[SourceKey, Line] = {}
+        group = f"manyray.ingest.{settings.ray}"
+        member = Member.join(settings, group, list(topics.posts), metrics, on_revoke=lines.clear, on_lost=lines.clear)
+        fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
+        packer = Packer(fingerprint, settings.partitions, settings.chunk_posts_max)
+        return cls(settings, topics, metrics, member, producer, packer, lines)
+
     def step(self) -> bool:
         """Read what has arrived within the commit interval, pass it on in one transaction, and say whether any came.
 
@@ -130,6 +145,11 @@ class Ingest:
         self.producer.open()
         self.member.rewind()
 
+    def close(self) -> None:
+        """Leave the group; nothing is under way."""
+        self.member.close()
+        self.producer.close()
+
     def _line(self, source: SourceKey) -> Line:
         line = self.lines.get(source)
         if line is None:
@@ -159,27 +179,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    topics, metrics = begin(settings, "ingest")
-    producer = TransactionalProducer(
-        settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, shared_id=False
-    )
-    producer.open()
-    # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
-    lines: dict[SourceKey, Line] = {}
-    member = Member.join(
-        settings,
-        f"manyray.ingest.{settings.ray}",
-        list(topics.posts),
-        metrics,
-        on_revoke=lines.clear,
-        on_lost=lines.clear,
-    )
-    packer = Packer(
-        fingerprinter(topics.version, settings.salt.get_secret_value()), settings.partitions, settings.chunk_posts_max
-    )
-    ingest = Ingest(settings, topics, metrics, member, producer, packer, lines)
+    ingest = Ingest.join(settings, *begin(settings, "ingest"))
     try:
         keep_going(ingest.step, ingest.recover, stop)
     finally:
-        member.close()
-        producer.close()
+        ingest.close()

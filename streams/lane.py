@@ -8,15 +8,15 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaException, TopicPartition
 from rocksdict import Cache
 
 from schemas.chunk import ChunkBuilder, parse_chunk, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
-from schemas.errors import Fatal, ManyrayError, Retry
+from schemas.errors import Fatal, ManyrayError
 from schemas.internal_pb2 import Chunk, Source
 from schemas.public_pb2 import CACHED
 from streams import clients, clock
@@ -239,13 +239,9 @@ class Lane:
             Fatal: it was.
             Retry: the brokers did not answer in time.
         """
-        topic, reader = self._topics.lookups, clients.reader(self._settings)
-        try:
-            _, end = reader.get_watermark_offsets(TopicPartition(topic, self.partition), timeout=STOP_TIMEOUT_S)
-        except KafkaException as error:
-            raise Retry(f"end of {topic}/{self.partition}: {error.args[0].str()}") from None
-        finally:
-            reader.close()
+        topic = self._topics.lookups
+        with closing(clients.reader(self._settings)) as reader:
+            _, end = clients.watermarks(reader, topic, self.partition)
         if end < self.lookups_offset:
             raise Fatal(
                 f"{topic}/{self.partition} ends at {end}, before the checkpoint's {self.lookups_offset}: it was made "

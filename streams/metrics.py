@@ -6,16 +6,21 @@ The names are a contract with dashboards: a metric is added or deprecated, never
 import errno
 import logging
 import os
+import urllib.request
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from schemas.errors import Fatal
 from streams.settings import Settings
 
 _log = logging.getLogger("manyray.metrics")
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 DEFAULT_PORT = {"ingest": 9101, "dedup": 9102, "encode": 9103}
+READ_TIMEOUT_S = 5.0
 RESTARTS_VARIABLE = "MANYRAY__RESTARTS"
 """Set by `manyray up` for a role it starts again; two underscores, so it is no setting."""
 
@@ -103,6 +108,17 @@ class Metrics:
         )
         metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
         return metrics
+
+
+def read_metrics(url: str) -> list[Sample]:
+    """The samples of an endpoint of ours, whatever proxy the environment names for others.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    with _DIRECT.open(url, timeout=READ_TIMEOUT_S) as answer:
+        text = answer.read().decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def serve_metrics(metrics: Metrics, settings: Settings, role: str) -> int:

@@ -17,7 +17,6 @@ from streams.topics import Topics
 
 _log = logging.getLogger("manyray.refill")
 
-READ_TIMEOUT_S = 30.0
 _LOG_EVERY_S = 2.0
 _RECORDS_AT_ONCE = 16  # a record has up to half a megabyte
 
@@ -60,7 +59,7 @@ def refill(
     began_s = clock.monotonic_s()
     logged_s, count = began_s, 0
     try:
-        low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_TIMEOUT_S)
+        low, end = clients.watermarks(consumer, topic, partition)
         if not low <= table.offset <= end:  # it was trimmed, or made anew: all that there is, is read
             table.put_many({}, low)
         start = table.offset

@@ -108,8 +108,8 @@ class Settings(BaseModel):
         default=0,
         ge=0,
         le=65_535,
-        description="port of the Prometheus endpoint; 0 takes 9101 ingest, 9102 dedup, 9103 "
-        "encode, or the next free one",
+        description="port of the Prometheus endpoint, under `up` the first of as many as processes; 0 takes "
+        "9101 ingest, 9102 dedup, 9103 encode, or the next free one",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
     kafka: dict[str, str] = Field(

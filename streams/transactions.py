@@ -32,7 +32,7 @@ class TransactionalProducer:
         """With an id that no other process has, being fenced only tells of a transaction that took too long."""
         self._shared_id = shared_id
         self._settings = settings
-        self._id = transactional_id
+        self.transactional_id = transactional_id
         self._metrics = metrics
         self._began_s = 0.0
         self._producer: Producer | None = None
@@ -45,7 +45,7 @@ class TransactionalProducer:
             Fatal: this id may not be used.
         """
         self.close()
-        self._producer = clients.producer(self._settings, self._id)
+        self._producer = clients.producer(self._settings, self.transactional_id)
         self._call(self._producer.init_transactions, INIT_TIMEOUT_S)
 
     def begin(self) -> None:
@@ -101,7 +101,7 @@ class TransactionalProducer:
     @property
     def _opened(self) -> Producer:
         if self._producer is None:
-            raise Retry(f"producer {self._id} is not open")
+            raise Retry(f"producer {self.transactional_id} is not open")
         return self._producer
 
     def _call(self, call: Any, *arguments: Any) -> None:
@@ -114,8 +114,10 @@ class TransactionalProducer:
         error: KafkaError = exception.args[0]
         self._metrics.transaction_failures.inc()
         if error.code() in _FENCED and self._shared_id:
-            return Fatal(f"another process has taken over {self._id}: this one stops, so that nothing is doubled")
+            return Fatal(
+                f"another process has taken over {self.transactional_id}: this one stops, so that nothing is doubled"
+            )
         if error.code() in (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
-            return Fatal(f"not allowed to write as {self._id}: {error.str()}; grant it in the ACLs")
-        _log.warning("transaction of %s failed, to be retried: %s", self._id, error.str())
-        return Retry(f"transaction of {self._id}: {error.str()}")
+            return Fatal(f"not allowed to write as {self.transactional_id}: {error.str()}; grant it in the ACLs")
+        _log.warning("transaction of %s failed, to be retried: %s", self.transactional_id, error.str())
+        return Retry(f"transaction of {self.transactional_id}: {error.str()}")

@@ -217,7 +217,7 @@ class Pipeline:
         """The process ids by name, as in `metrics_urls`."""
         return {process.name: process.pid for process in self._processes}
 
-    def wait_ready(self, timeout_s: float = 60.0, stop: threading.Event | None = None) -> None:
+    def wait_ready(self, timeout_s: float, stop: threading.Event | None = None) -> None:
         """Wait until every process holds its partitions, or `stop` is set.
 
         Raises:
@@ -249,11 +249,6 @@ class Pipeline:
         for process in self._processes:
             if process.failure is not None:
                 raise process.failure
-
-    @property
-    def failed(self) -> bool:
-        """Whether `raise_failure` would raise."""
-        return any(process.failure for process in self._processes)
 
     def start_role(self, role: str) -> None:
         """Start one more process of a role."""

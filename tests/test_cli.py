@@ -1,5 +1,6 @@
 """The command line, as its users run it: what goes wrong is one line with the remedy, and an exit code."""
 
+import json
 import os
 import re
 import signal
@@ -7,11 +8,13 @@ import socket
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from manyray.doctor import MODULES
+from streams import clients, clock
 from streams.broker import DataDirLock
 from streams.settings import Settings
 from streams.topics import create_topics
@@ -58,6 +61,7 @@ def flags(settings: Settings) -> list[str]:
         (["ingest", "--set", "partitons=4"], "unknown setting partitons in the flags: did you mean partitions?"),
         (["ingest", "--set", "partitions=many"], "setting partitions = 'many'"),
         (["ingest", "--set", "partitions"], "KEY=VALUE"),
+        (["ingest", "--set", "config=x"], "config is a flag and not a setting: --config FILE"),
         (["ingest", "--set", "kafka=x"], "--set kafka.sasl.username=me"),
         (["ingest", "--model", "hash", "--set", "model=minilm"], "given twice"),
         (["ingest", "--log-level", "loud"], "log_level"),
@@ -167,6 +171,15 @@ def test_a_metrics_port_in_use_is_named(settings: Settings, tmp_path: Path):
             assert done.returncode == 1
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_a_data_directory_that_cannot_be_is_named(place: str, tmp_path: Path):
+    """A file in its place, or a folder that nobody may make."""
+    (tmp_path / "file").touch()
+    done = manyray("up", "--model", "hash", "--data-dir", place, cwd=tmp_path)
+    assert re.search(rf"data directory {place} cannot be written .*--data-dir", told(done))
+    assert done.returncode == 1
+
+
 def test_a_data_directory_in_use_is_refused(tmp_path: Path):
     """A second `up` names the process that holds the data directory."""
     with DataDirLock(tmp_path / "data"):
@@ -189,7 +202,7 @@ def tailing(settings: Settings, cwd: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_without_noise(number: signal.Signals, code: int, settings: Settings, tmp_path: Path):
     """Ctrl-C and SIGTERM are no errors: no traceback, no line."""
     create_topics(settings, version_of(settings))
@@ -203,6 +216,52 @@ def test_a_signal_ends_a_command_without_noise(number: signal.Signals, code: int
         finally:
             process.kill()
     assert (process.returncode, said) == (code, "")
+
+
+@pytest.mark.broker
+def test_a_publish_that_is_ended_is_not_done(settings: Settings, tmp_path: Path):
+    """SIGTERM in the middle of a file must not look like a file that was published."""
+    create_topics(settings, version_of(settings))
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "manyray", "publish", "-", *flags(settings)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        for number in range(2_000):  # more than is sent without a look at what came back
+            process.stdin.write(f"text {number}\n")
+        process.stdin.flush()
+        await_records(settings, 1)
+        process.terminate()
+        assert process.wait(60) == 143
+
+
+def await_records(settings: Settings, count: int) -> None:
+    """Wait until the input topic holds so many posts."""
+    deadline_s = clock.monotonic_s() + 60
+    with closing(clients.reader(settings)) as reader:
+        while sum(clients.watermarks(reader, settings.posts_topics[0], one)[1] for one in range(4)) < count:
+            assert clock.monotonic_s() < deadline_s
+
+
+@pytest.mark.broker
+def test_a_group_of_tail_misses_nothing(settings: Settings, tmp_path: Path):
+    """With a limit no more is committed than was printed: one run goes on where the last one ended. As JSON too."""
+    create_topics(settings, version_of(settings))
+    write(settings, *(embedding(number) for number in range(5)))
+    common = [settings.ray, *flags(settings), "--group=mine", "--from=earliest"]
+    seen: list[str] = []
+    for limit in (2, 1):
+        done = manyray("tail", *common, f"--limit={limit}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        seen += [line.split("\t")[0] for line in done.stdout.splitlines()]
+    done = manyray("tail", *common, "--limit=2", "--json", cwd=tmp_path)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert seen + [row["id"] for row in rows] == ["p0", "p1", "p2", "p3", "p4"]
+    assert rows[0]["vector"] == [3.0] * 4
+    assert rows[0]["origin"] == "cached"
 
 
 @pytest.mark.broker

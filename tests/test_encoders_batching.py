@@ -1,11 +1,10 @@
 """Laws of the batch plan."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders.batching import padded_tokens, padding_share, plan_batches
+from encoders.batching import padded_tokens, plan_batches
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=200).map(lambda items: np.array(items, np.int32))
 budgets = st.integers(1, 5_000)
@@ -42,14 +41,11 @@ def test_no_batch_could_take_the_next_text(lengths, batch_tokens):
 
 
 @given(lengths_of_texts, budgets)
-def test_padding_share_counts_what_padding_adds(lengths, batch_tokens):
-    """Real tokens are what is computed, less the share that is padding; the share is in [0, 1)."""
+def test_padded_tokens_counts_what_is_computed(lengths, batch_tokens):
+    """Every text of a batch is as wide as the longest of it."""
     batches = plan_batches(lengths, batch_tokens)
     computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     assert padded_tokens(lengths, batches) == computed
-    share = padding_share(lengths, batches)
-    assert 0 <= share < 1
-    assert computed * (1 - share) == pytest.approx(lengths.sum())
 
 
 def test_a_plan_worked_by_hand():

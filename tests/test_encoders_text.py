@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from encoders import Engine, default_batch_tokens, load_encoder, warm_up
+from encoders import Engine, load_encoder, warm_up
 from encoders.source import parse_source
 
 TEXTS = [
@@ -75,7 +75,7 @@ def test_texts_are_cut_where_the_folder_says(minilm):
 
 def test_the_engine_gives_the_encoders_vectors(minilm):
     """Windows through the engine, at the default budget, are the encoder's own vectors."""
-    with Engine(minilm, default_batch_tokens("cpu")) as engine:
+    with Engine(minilm, minilm.batch_tokens) as engine:
         futures = [engine.submit(TEXTS[start : start + 20]) for start in range(0, len(TEXTS), 20)]
         vectors = np.concatenate([future.result(60).vectors for future in futures])
     assert np.allclose(vectors, vectors_of(minilm, TEXTS), atol=1e-6)

@@ -242,8 +242,33 @@ def test_a_missing_weight_is_refused(tmp_path):
     assert np.array_equal(ours(tmp_path), expected)
     del kept["encoder.layer.1.output.dense.weight"]
     save_file(kept, path, {"format": "pt"})
-    with pytest.raises(Fatal, match=r"1 weights lack, as encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(Fatal, match=r"1 weights lack or do not fit, as encoder\.layer\.1\.output\.dense\.weight"):
         ours(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    """By the name of one of them, as they belong to another model."""
+    save_bert(tmp_path)
+    edit_config(tmp_path, intermediate_size=32)
+    with pytest.raises(Fatal, match=r"weights lack or do not fit, as encoder\.layer\.0\."):
+        ours(tmp_path)
+
+
+def test_a_model_of_more_than_text_is_refused(tmp_path):
+    """CLIP has no one width of hidden states: it is told so, in words."""
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {**SHAPE, "vocab_size": 150, "image_size": 8, "patch_size": 4, "projection_dim": 8}
+    CLIPModel(CLIPConfig(text_config=small, vision_config=small)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(Fatal, match="a text encoder with a fast tokenizer is needed"):
+        ours(tmp_path)
+
+
+def edit_config(folder, **changed):
+    """Change config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def test_broken_weights_are_refused_in_words(tmp_path):

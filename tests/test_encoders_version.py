@@ -158,6 +158,9 @@ POOLING = ("sentence_transformers.models.Pooling", "1_Pooling")
         (edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["t.Mine", None]}), "auto_map"),
         (edit("config.json", quantization_config={"bits": 4}), "quantised"),
         (edit("adapter_config.json", base_model_name_or_path="org/name"), "adapter"),
+        (edit("config.json", transformers_weights="adapter_model.bin"), "transformers_weights=adapter_model.bin"),
+        (edit("model.safetensors.index.json", weight_map={"a": "sub/a.safetensors"}), "names sub/a.safetensors"),
+        (edit("model.safetensors.index.json", weight_map={"a": "a.bin"}), "names a.bin"),
         (edit("config_sentence_transformers.json", default_prompt_name="query"), "default_prompt_name=query"),
         (edit("config_sentence_transformers.json", truncate_dim=16), "truncate_dim=16"),
         (edit("config_sentence_transformers.json", model_type="SparseEncoder"), "SparseEncoder"),
@@ -173,6 +176,7 @@ POOLING = ("sentence_transformers.models.Pooling", "1_Pooling")
         (modules(TRANSFORMER, POOLING, POOLING), "models.Pooling"),
         (modules(("sentence_transformers.models.Transformer", "../other"), POOLING), "outside the folder"),
         (modules(), "names nothing"),
+        (lambda folder: (folder / "modules.json").write_text('[{"path": ""}]'), "without type and path"),
     ],
 )
 def test_folders_that_cannot_be_run_exactly_are_refused(tmp_path, spoil, said):

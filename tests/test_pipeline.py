@@ -2,17 +2,16 @@
 
 import os
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.content import normalise
 from streams import clock
+from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
 from streams.up import Pipeline
@@ -198,9 +197,7 @@ def values(pipeline: Pipeline, role: str, name: str) -> list[float]:
     found = []
     for process, url in pipeline.metrics_urls.items():
         if process.startswith(role):
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                families = text_string_to_metric_families(answer.read().decode())
-                found.append(sum(one.value for family in families for one in family.samples if one.name == name))
+            found.append(sum(sample.value for sample in read_metrics(url) if sample.name == name))
     return found
 
 

@@ -1,0 +1,122 @@
+"""A transaction that fails under way: the stage goes back to what was committed, and does the rest once."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+from confluent_kafka import KafkaError, TopicPartition
+
+from encoders.engine import Engine
+from encoders.load import load_encoder
+from schemas.content import fingerprinter
+from schemas.errors import Retry
+from schemas.internal_pb2 import Chunk, Source
+from schemas.post import Post
+from streams import clients, clock
+from streams.checkpoint import Progress
+from streams.encode import Encode
+from streams.ingest import Ingest
+from streams.metrics import Metrics
+from streams.packing import Packer
+from streams.settings import Settings
+from streams.topics import Topics, create_topics
+from streams.transactions import TransactionalProducer
+from streams.version import version_of
+from tests.oracle import post, read_embeddings, send
+
+pytestmark = pytest.mark.broker
+
+WAIT_S = 60.0
+"""What is awaited comes within seconds; past this the test fails instead of hanging."""
+
+
+@pytest.fixture
+def topics(settings: Settings) -> Topics:
+    """Those of the settings, which exist."""
+    version = version_of(settings)
+    create_topics(settings, version)
+    return Topics.of(settings, version)
+
+
+def steal(settings: Settings, producer: TransactionalProducer) -> None:
+    """End a producer's epoch from outside, as the broker does when its transaction takes too long."""
+    thief = TransactionalProducer(settings, producer.transactional_id, Metrics.create())
+    thief.open()
+    thief.close()
+
+
+def step_until(step: Callable[[], bool], true: Callable[[], bool]) -> None:
+    """Step until it is so."""
+    deadline_s = clock.monotonic_s() + WAIT_S
+    while not true():
+        assert clock.monotonic_s() < deadline_s
+        step()
+
+
+def chunks(settings: Settings, topic: str) -> list[tuple[int, Chunk]]:
+    """Every committed chunk of a topic with its partition, in order."""
+    found: list[tuple[int, Chunk]] = []
+    with closing(clients.reader(settings)) as reader:
+        for partition in range(settings.partitions):
+            reader.assign([TopicPartition(topic, partition, 0)])
+            while (message := reader.poll(WAIT_S)) is not None and message.error() is None:
+                found.append((partition, Chunk.FromString(message.value())))
+            assert message is not None
+            assert message.error().code() == KafkaError._PARTITION_EOF
+    return found
+
+
+def test_ingest_passes_posts_on_once(settings: Settings, topics: Topics) -> None:
+    """Its numbers go on from what was committed, so that dedup finds neither a gap nor a repeat."""
+    metrics = Metrics.create()
+    done = metrics.ingest_posts._value.get
+    with closing(Ingest.join(settings, topics, metrics)) as ingest:
+        for first in (0, 100):
+            send(settings, [post(str(number), f"text {number}") for number in range(first, first + 100)])
+            step_until(ingest.step, lambda first=first: done() >= first + 100)
+        send(settings, [post(str(number), f"text {number}") for number in range(200, 300)])
+        steal(settings, ingest.producer)
+        with pytest.raises(Retry):
+            step_until(ingest.step, lambda: False)
+        ingest.recover()
+        step_until(ingest.step, lambda: done() >= 300)
+    found = chunks(settings, topics.lookups)
+    assert Counter(post_id for _, chunk in found for post_id in chunk.ids) == Counter(map(str, range(300)))
+    progress = [Progress()] * settings.partitions
+    for offset, (partition, chunk) in enumerate(found):
+        progress[partition] = progress[partition].after(chunk, offset)
+
+
+def put_misses(settings: Settings, topics: Topics, numbers: range) -> None:
+    """What dedup would send."""
+    packer = Packer(fingerprinter(topics.version, ""), settings.partitions, settings.chunk_posts_max)
+    source = (topics.posts[0], 0)
+    for number in numbers:
+        packer.add(Post(str(number), f"text {number}"), source, number, 0)
+    producer = clients.producer(settings)
+    for partition, builder in packer.take():
+        chunk = builder.build(topics.version, [Source(topic=source[0], partition=0)])
+        producer.produce(topics.misses, chunk.SerializeToString(), partition=partition)
+    assert producer.flush(WAIT_S) == 0
+
+
+def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
+    """What it had in hand is read and published again, once; windows behind the failed one go with it."""
+    metrics = Metrics.create()
+    done = metrics.encode_posts._value.get
+    small = settings.model_copy(update={"encode_wait_ms": 0})
+    with Engine(load_encoder("hash"), 1_024) as engine:
+        encode = Encode(small, topics, metrics, engine, window_tokens=64)
+        with closing(encode):
+            put_misses(settings, topics, range(100))
+            step_until(encode.step, lambda: done() >= 100)
+            put_misses(settings, topics, range(100, 300))
+            steal(settings, encode.producer)
+            with pytest.raises(Retry):
+                step_until(encode.step, lambda: False)
+            encode.recover()
+            step_until(encode.step, lambda: done() >= 300)
+    seen = read_embeddings(settings)
+    assert seen.ids == Counter(map(str, range(300)))
+    assert seen.computed == 300
