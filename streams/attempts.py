@@ -9,23 +9,27 @@ ATTEMPTS_MAX = 6
 PAUSE_S = 0.1
 
 
-def with_retries(work: Callable[[], None], recover: Callable[[], None], pause: Callable[[float], object]) -> None:
+def with_retries(work: Callable[[], None], recover: Callable[[], None], stop: threading.Event) -> None:
     """Do `work`; after a Retry, pause (doubling from 0.1 s), `recover` and do it again, 6 times at most.
 
     `recover` may itself raise Retry, which counts too.
 
     Raises:
+        Retry: it failed, and `stop` is set.
         Fatal: it failed 6 times in a row.
     """
     failed: Retry | None = None
     for attempt in range(ATTEMPTS_MAX):
         try:
             if failed is not None:
-                pause(PAUSE_S * 2 ** (attempt - 1))
+                if stop.wait(PAUSE_S * 2 ** (attempt - 1)):
+                    raise failed
                 recover()
             work()
         except Retry as error:
             failed = error
+            if stop.is_set():
+                raise
         else:
             return
     raise Fatal(f"given up after {ATTEMPTS_MAX} attempts: {failed}; check the brokers")
@@ -45,7 +49,8 @@ def keep_going(step: Callable[[], bool], recover: Callable[[], None], stop: thre
     while not stop.is_set():
         try:
             if broken:
-                stop.wait(PAUSE_S * 2 ** (failures - 1))
+                if stop.wait(PAUSE_S * 2 ** (failures - 1)):
+                    return
                 recover()
                 broken = False
             if step():

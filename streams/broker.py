@@ -4,13 +4,13 @@ A data directory holds `broker-<n>/` for each server, `cluster.json` (which clus
 `lock` (who uses it) and, while the cluster is ready, `broker.json` (where it is).
 """
 
-import contextlib
 import fcntl
 import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,24 +67,25 @@ class Broker:
         data_dir = data_dir.resolve()
         class_path = resolve_jars(cache_dir, log)
         java_options = aot_options(class_path, kafka_folder(cache_dir), log)
-        cluster_id = _cluster_id(data_dir, brokers)
-        nodes = choose_nodes(brokers, port)
-        if port not in (0, nodes[0].port):
-            log(f"port {port} is in use: Kafka listens on {nodes[0].port}")
-        broker = cls(data_dir)
-        try:
-            for node in nodes:
-                folder = data_dir / f"broker-{node.id}"
-                write_settings(folder, node, nodes)
-                format_storage(folder, cluster_id, class_path, java_options=java_options)
-                server = start_server(folder, node, class_path, heap_mib=heap_mib, java_options=java_options)
-                broker._servers.append(server)
-            wait_until_ready(broker._servers)
-        except BaseException:
-            broker.stop(timeout_s=0)
-            raise
-        running = {"bootstrap_servers": broker.bootstrap_servers, "pid": broker.pids[0]}
-        _write_json(data_dir / "broker.json", running)
+        with _writing(data_dir):
+            cluster_id = _cluster_id(data_dir, brokers)
+            nodes = choose_nodes(brokers, port)
+            if port not in (0, nodes[0].port):
+                log(f"port {port} is in use: Kafka listens on {nodes[0].port}")
+            broker = cls(data_dir)
+            try:
+                for node in nodes:
+                    folder = data_dir / f"broker-{node.id}"
+                    write_settings(folder, node, nodes)
+                    format_storage(folder, cluster_id, class_path, java_options=java_options)
+                    server = start_server(folder, node, class_path, heap_mib=heap_mib, java_options=java_options)
+                    broker._servers.append(server)
+                wait_until_ready(broker._servers)
+            except BaseException:
+                broker.stop(timeout_s=0)
+                raise
+            running = {"bootstrap_servers": broker.bootstrap_servers, "pid": broker.pids[0]}
+            _write_json(data_dir / "broker.json", running)
         return broker
 
     @property
@@ -143,13 +144,9 @@ class DataDirLock:
 
         Raises `Fatal` if it cannot be written, or, naming the holder, if another has it.
         """
-        try:
+        with _writing(self._data_dir):
             self._data_dir.mkdir(parents=True, exist_ok=True)
             self._file = (self._data_dir / "lock").open("a+")
-        except OSError as error:
-            raise Fatal(
-                f"data directory {self._data_dir} cannot be written ({error.strerror}): choose another with --data-dir"
-            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -160,9 +157,10 @@ class DataDirLock:
                 f"data directory {self._data_dir} is in use by process {holder or 'unknown'}: "
                 f"stop it, or choose another with --data-dir"
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        with _writing(self._data_dir):
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()))
+            self._file.flush()
         return self
 
     def __exit__(
@@ -170,6 +168,18 @@ class DataDirLock:
     ) -> None:
         """Give it back. The file stays: removing it would let two hold a lock of this name."""
         self._file.close()
+
+
+@contextmanager
+def _writing(data_dir: Path) -> Generator[None]:
+    """A block that writes there, whose failure names the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise Fatal(
+            f"data directory {data_dir} cannot be written ({error.strerror}): free space, or choose another "
+            "with --data-dir"
+        ) from None
 
 
 def read_running(data_dir: Path) -> str | None:
@@ -184,7 +194,7 @@ def read_running(data_dir: Path) -> str | None:
     servers = str(running["bootstrap_servers"])
     host, port = servers.split(",", maxsplit=1)[0].rsplit(":", 1)
     try:
-        with contextlib.suppress(PermissionError):  # it is there, and another user's
+        with suppress(PermissionError):  # it is there, and another user's
             os.kill(int(running["pid"]), 0)
         socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
@@ -209,7 +219,11 @@ def _cluster_id(data_dir: Path, brokers: int) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_bytes()) if path.exists() else None
+    """What `_write_json` wrote; None where it did not, as on a full disk."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

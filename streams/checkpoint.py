@@ -1,16 +1,19 @@
 """The checkpoint of a partition: read by its new owner before anything else, written with the outputs it speaks of."""
 
+import logging
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
-from schemas.errors import Fatal, Retry
+from schemas.errors import Retry
 from schemas.internal_pb2 import Checkpoint, Chunk, Source
 from streams import clients, clock
 from streams.line import follow
 from streams.settings import Settings
+
+_log = logging.getLogger("manyray.checkpoint")
 
 KEY = b"dedup"
 """Of every checkpoint: with one key, compaction keeps the last."""
@@ -59,7 +62,6 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
 
     Raises:
         Retry: the brokers did not answer in time.
-        Fatal: the last record is no checkpoint.
     """
     try:
         with closing(clients.reader(settings, committed=False)) as uncommitted:
@@ -68,26 +70,24 @@ def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
             tail = _TAIL_RECORDS
             while True:
                 start = max(low, end - tail)
-                value = _last_value(consumer, TopicPartition(topic, partition, start), end)
-                if value is not None or start == low:
-                    return Progress.from_bytes(value) if value else Progress()
+                progress = _last_progress(consumer, TopicPartition(topic, partition, start), end)
+                if progress is not None or start == low:
+                    return progress or Progress()
                 tail *= 16
-    except DecodeError:
-        raise Fatal(
-            f"the last record of {topic}/{partition} is no checkpoint: another program writes to a topic that is "
-            "Manyray's own; stop it, and remove the record"
-        ) from None
     except KafkaException as error:
         raise Retry(f"checkpoint of {topic}/{partition}: {error.args[0].str()}") from None
 
 
-def _last_value(consumer: Consumer, start: TopicPartition, end: int) -> bytes | None:
-    """The last value committed from `start` on, read until nothing before `end` can follow."""
+def _last_progress(consumer: Consumer, start: TopicPartition, end: int) -> Progress | None:
+    """The last checkpoint committed from `start` on, read until nothing before `end` can follow.
+
+    What is none, which only another program can have written, is left out.
+    """
     if start.offset >= end:
         return None
     consumer.assign([start])
     deadline_s = clock.monotonic_s() + READ_TIMEOUT_S
-    value = None
+    found = None
     while clock.monotonic_s() < deadline_s:
         message = consumer.poll(1.0)
         if message is None:
@@ -95,9 +95,18 @@ def _last_value(consumer: Consumer, start: TopicPartition, end: int) -> bytes | 
         error = message.error()
         if error is None:
             if message.key() == KEY:
-                value = message.value()
+                found = _parse(message) or found
         elif error.code() != KafkaError._PARTITION_EOF:
             raise KafkaException(error)
         elif (message.offset() or 0) >= end:
-            return value
+            return found
     raise Retry(f"checkpoint of {start.topic}/{start.partition}: its end was not reached in {READ_TIMEOUT_S:.0f} s")
+
+
+def _parse(message: Message) -> Progress | None:
+    try:
+        return Progress.from_bytes(message.value() or b"")
+    except DecodeError:
+        place = (message.topic(), message.partition(), message.offset())
+        _log.warning("%s/%s offset %s is no checkpoint: left out", *place)
+        return None

@@ -4,15 +4,19 @@ One Faust event is one chunk: Faust carries some 6,000 events a second, whatever
 """
 
 import asyncio
+import contextlib
 import logging
+import resource
 import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import faust
 from faust.types import TP
 
-from schemas.errors import Fatal, ManyrayError
+from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clients
 from streams.faust_credentials import faust_credentials
 from streams.lane import Lane, Record, Shared
@@ -26,9 +30,11 @@ from streams.transport import CheckpointConsumer, CheckpointTransport
 _log = logging.getLogger("manyray.dedup")
 
 LANE_RECORDS_MAX = 16
-"""Records that wait in a lane; a chunk has up to a megabyte. At the limit the agent waits, and Faust stops fetching."""
+"""Records that a lane has in hand before no more are fetched for it; a chunk has up to a megabyte."""
+FETCH_RECORDS_MAX = 8
+"""Records fetched at once: few, because all may be of one partition."""
 STREAM_RECORDS_MAX = 32
-"""Records that wait in Faust before each agent."""
+"""Records that wait in Faust before each agent, fetched before their lanes had too many."""
 SESSION_TIMEOUT_S = 10.0
 _WATCH_EVERY_S = 0.2
 
@@ -50,6 +56,10 @@ class DedupApp(faust.App):
         """Where each partition is to be read from."""
         return self.lanes.positions()
 
+    def ready(self, partitions: set[TP]) -> set[TP]:
+        """Which of them may be read from now."""
+        return self.lanes.ready(partitions)
+
 
 class Lanes:
     """The lanes of the partitions that this process owns now. All methods run on Faust's event loop."""
@@ -58,14 +68,16 @@ class Lanes:
         self.assigned = False
         self._shared = shared
         self._lanes: dict[int, Lane] = {}
-        self._slots: dict[int, asyncio.Semaphore] = {}
+        self._in_hand: Counter[int] = Counter()
         self._preparing: list[Lane] = []
         self._changing = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(shared.settings.partitions, thread_name_prefix="lanes")
 
     async def open(self, assigned: set[TP]) -> None:
         """Make lanes for partitions that were assigned; returns when they are fenced, refilled and started.
 
         Raises:
+            Retry: they were taken away again meanwhile.
             Fatal: `lookups` and `vectors` are not assigned alike, or a partition cannot be served.
         """
         topics = self._shared.topics
@@ -79,11 +91,13 @@ class Lanes:
         async with self._changing:
             new = [Lane(self._shared, partition) for partition in sorted(lookups - self._lanes.keys())]
             self._preparing = new
-            await asyncio.gather(*(asyncio.to_thread(lane.prepare) for lane in new))
+            outcomes = await self._on_threads([lane.prepare for lane in new], return_exceptions=True)
             self._preparing = []
+            if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+                await self._on_threads([lane.stop for lane in new])
+                raise min(errors, key=lambda error: isinstance(error, Retry))
             for lane in new:
                 self._lanes[lane.partition] = lane
-                self._slots[lane.partition] = asyncio.Semaphore(LANE_RECORDS_MAX)
                 lane.start()
         self._shared.metrics.partitions_owned.set(len(self._lanes))
         _log.info("ready: owns %d partitions", len(self._lanes))
@@ -96,30 +110,35 @@ class Lanes:
             gone = [lane for number, lane in self._lanes.items() if partitions is None or number in partitions]
             for lane in gone:
                 del self._lanes[lane.partition]
-            await asyncio.gather(*(asyncio.to_thread(lane.stop) for lane in gone))
+            await self._on_threads([lane.stop for lane in gone])
             for lane in gone:
-                slots = self._slots.pop(lane.partition)
-                for _ in range(LANE_RECORDS_MAX):  # whoever waits for a place sees that the lane is gone
-                    slots.release()
+                del self._in_hand[lane.partition]
+                for topic in (self._shared.topics.lookups, self._shared.topics.vectors):
+                    self._shared.metrics.consumer_lag.remove(topic, str(lane.partition))
         self._shared.metrics.partitions_owned.set(len(self._lanes))
         if gone:
             _log.info("gave up %d partitions, owns %d", len(gone), len(self._lanes))
 
-    async def put(self, event: Any) -> None:
-        """Hand an event to its lane, waiting for a place; without one it is dropped, and read again by its owner."""
+    def ready(self, partitions: set[TP]) -> set[TP]:
+        """Those whose lane is there and takes more."""
+        return {
+            tp
+            for tp in partitions
+            if tp.partition in self._lanes and self._in_hand[tp.partition] + FETCH_RECORDS_MAX <= LANE_RECORDS_MAX
+        }
+
+    def put(self, event: Any) -> None:
+        """Hand an event to its lane; without one it is dropped, and read again by its owner."""
         message = event.message
         lane = self._lanes.get(message.partition)
         if lane is None:
             return
-        slots = self._slots[message.partition]
-        await slots.acquire()
-        if self._lanes.get(message.partition) is not lane:
-            return
         loop = asyncio.get_running_loop()
 
         def done() -> None:
-            loop.call_soon_threadsafe(self._done, event, slots)
+            loop.call_soon_threadsafe(self._done, event, lane)
 
+        self._in_hand[lane.partition] += 1
         is_vectors = message.topic == self._shared.topics.vectors
         lane.put(Record(message.value, message.offset, is_vectors, done))
 
@@ -145,10 +164,16 @@ class Lanes:
         """Bytes of the tables of this process."""
         return sum(lane.table_bytes for lane in tuple(self._lanes.values()))
 
-    @staticmethod
-    def _done(event: Any, slots: asyncio.Semaphore) -> None:
+    def _on_threads(self, calls: Sequence[Callable[[], object]], *, return_exceptions: bool = False) -> Any:
+        """All of them at once, each of which may take a minute."""
+        loop = asyncio.get_running_loop()
+        waits = [loop.run_in_executor(self._threads, call) for call in calls]
+        return asyncio.gather(*waits, return_exceptions=return_exceptions)
+
+    def _done(self, event: Any, lane: Lane) -> None:
         event.ack()  # for the group's offset, which tools show; our checkpoint decides where reading resumes
-        slots.release()
+        if self._lanes.get(lane.partition) is lane:
+            self._in_hand[lane.partition] -= 1
 
 
 def build_app(settings: Settings, shared: Shared) -> DedupApp:
@@ -174,7 +199,7 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
         stream_buffer_maxsize=STREAM_RECORDS_MAX,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=4_194_304,
-        broker_max_poll_records=STREAM_RECORDS_MAX,
+        broker_max_poll_records=FETCH_RECORDS_MAX,
         broker_client_id=settings.kafka.get("client.id", "manyray"),
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=SESSION_TIMEOUT_S / 5,
@@ -191,18 +216,20 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
     @app.agent(raw(shared.topics.lookups), name="manyray.lookups")
     async def lookups(stream: Any) -> None:
         async for event in stream.noack().events():
-            await lanes.put(event)
+            lanes.put(event)
 
     @app.agent(raw(shared.topics.vectors), name="manyray.vectors")
     async def vectors(stream: Any) -> None:
         async for event in stream.noack().events():
-            await lanes.put(event)
+            lanes.put(event)
 
     async def opened(*_: Any, **__: Any) -> None:
         if not lanes.assigned:  # revoked again before this hook ran: others may own the partitions by now
             return
         try:
             await lanes.open(app.consumer.assignment())
+        except Retry as error:
+            _log.debug("given up: %s", error)
         except ManyrayError as error:
             shared.on_fatal(error)
         except Exception as error:  # Faust would log it and go on without the partitions
@@ -263,11 +290,19 @@ def report_lag(app: DedupApp, topics: Topics, metrics: Metrics) -> None:
         metrics.consumer_lag.labels(tp.topic, str(tp.partition)).set(max(0, state[1] - state[0]) + waiting)
 
 
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as this user may: a table has up to 512 open, and each partition one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS calls it unlimited, and refuses that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
     """Run one dedup process until `stop` is set.
 
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
+    allow_open_files()
     topics, metrics = begin(settings, "dedup")
     asyncio.run(serve(settings, topics, metrics, stop))

@@ -23,7 +23,7 @@ from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Vectors
 from schemas.public_pb2 import CACHED, COMPUTED
 from streams import clock
-from streams.attempts import keep_going
+from streams.attempts import keep_going, with_retries
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.recent import RecentVectors
@@ -74,8 +74,21 @@ class Encode:
     """One encode process: a member of the group, an engine, and a producer."""
 
     def __init__(
-        self, settings: Settings, topics: Topics, metrics: Metrics, engine: Engine, window_tokens: int
+        self,
+        settings: Settings,
+        topics: Topics,
+        metrics: Metrics,
+        engine: Engine,
+        *,
+        window_tokens: int,
+        stop: threading.Event,
     ) -> None:
+        """Open the producer, then become a member.
+
+        Raises:
+            Retry: `stop` was set before the brokers answered.
+            Fatal: they did not answer.
+        """
         self._settings, self._topics, self._metrics, self._engine = settings, topics, metrics, engine
         self._window_tokens = window_tokens
         self._wait_s = settings.encode_wait_ms / 1000
@@ -86,9 +99,9 @@ class Encode:
         self._in_flight: deque[Submitted] = deque()
         self._dropped = False
         self.producer = TransactionalProducer(
-            settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, shared_id=False
+            settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
-        self.producer.open()
+        with_retries(self.producer.open, lambda: None, stop)
         self.member = Member.join(
             settings,
             f"manyray.encode.{settings.ray}",
@@ -110,7 +123,8 @@ class Encode:
         if self._dropped:
             raise Retry("windows were dropped in a rebalance")
         now_s = clock.monotonic_s()
-        due = self._window.is_due(now_s, self._window_tokens, self._wait_s)
+        full = self._window.is_full(self._window_tokens, self._settings.transaction_posts_max)
+        due = full or self._window.is_old(now_s, self._wait_s)
         self.member.report_lag()
         if self._in_flight and self._in_flight[0].future.done():
             self._publish(self._in_flight[0])
@@ -118,7 +132,7 @@ class Encode:
             return True
         if due and len(self._in_flight) < IN_FLIGHT_MAX:
             self._submit()
-        elif self._window.tokens >= self._window_tokens:
+        elif full:
             wait([self._in_flight[0].future], _IDLE_WAIT_S)
         else:
             busy = bool(self._in_flight or self._window.chunks)
@@ -283,7 +297,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     warm_up(encoder, batch_tokens)
     window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
-        encode = Encode(settings, topics, metrics, engine, window_tokens)
+        encode = Encode(settings, topics, metrics, engine, window_tokens=window_tokens, stop=stop)
         try:
             keep_going(encode.step, encode.recover, stop)
         finally:

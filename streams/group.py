@@ -100,9 +100,13 @@ class Member:
         """
         asked = [TopicPartition(*place) for place in places]
         try:
-            return self.consumer.committed(asked, COMMITTED_TIMEOUT_S) if asked else []
+            found = self.consumer.committed(asked, COMMITTED_TIMEOUT_S) if asked else []
         except KafkaException as error:
             raise Retry(f"committed offsets: {error.args[0].str()}") from None
+        for one in found:
+            if one.error is not None:  # its offset would look like that of a new group
+                raise Retry(f"committed offset of {one.topic}/{one.partition}: {one.error.str()}")
+        return found
 
     def rewind(self) -> None:
         """Go back to what is committed, in every partition owned."""
@@ -148,10 +152,10 @@ class Member:
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         new = [(partition.topic, partition.partition) for partition in partitions]
         self.owned.update(new)
-        # Should this raise Retry, librdkafka goes on without us, and `rewind` is to come.
-        consumer.incremental_assign(self._starts(new))
         self.lag.metrics.partitions_owned.set(len(self.owned))
         _log.info("ready: owns %d partitions", len(self.owned))
+        # Should this raise Retry, librdkafka goes on without us, and `rewind` is to come.
+        consumer.incremental_assign(self._starts(new))
 
     def _revoked(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         self.on_revoke()

@@ -16,7 +16,7 @@ from schemas.errors import Reject
 from schemas.internal_pb2 import Source
 from schemas.post import decode_post
 from streams import clock
-from streams.attempts import keep_going
+from streams.attempts import keep_going, with_retries
 from streams.group import Member
 from streams.line import Line
 from streams.metrics import Metrics
@@ -77,12 +77,17 @@ class Ingest:
     lines: dict[SourceKey, Line] = field(default_factory=dict[SourceKey, Line])
 
     @classmethod
-    def join(cls, settings: Settings, topics: Topics, metrics: Metrics) -> "Ingest":
-        """Open the producer, then become a member."""
+    def join(cls, settings: Settings, topics: Topics, metrics: Metrics, stop: threading.Event) -> "Ingest":
+        """Open the producer, then become a member.
+
+        Raises:
+            Retry: `stop` was set before the brokers answered.
+            Fatal: they did not answer.
+        """
         producer = TransactionalProducer(
-            settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, shared_id=False
+            settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
-        producer.open()
+        with_retries(producer.open, lambda: None, stop)
         # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
         lines: dict[SourceKey, Line] = {}
         group = f"manyray.ingest.{settings.ray}"
@@ -179,7 +184,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    ingest = Ingest.join(settings, *begin(settings, "ingest"))
+    ingest = Ingest.join(settings, *begin(settings, "ingest"), stop)
     try:
         keep_going(ingest.step, ingest.recover, stop)
     finally:

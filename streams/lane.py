@@ -16,7 +16,7 @@ from rocksdict import Cache
 from schemas.chunk import ChunkBuilder, parse_chunk, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
-from schemas.errors import Fatal, ManyrayError
+from schemas.errors import Fatal, ManyrayError, Retry
 from schemas.internal_pb2 import Chunk, Source
 from schemas.public_pb2 import CACHED
 from streams import clients, clock
@@ -71,12 +71,12 @@ class Lane:
         self._settings, self._topics, self._metrics = shared.settings, shared.topics, shared.metrics
         self._fingerprint = fingerprinter(self._topics.version, self._settings.salt.get_secret_value())
         self._parts = EmbeddingParts(self._topics.ray, self._topics.version)
+        self._stopping = threading.Event()
         self._producer = TransactionalProducer(
-            self._settings, f"manyray.dedup.{self._topics.ray}.{partition}", self._metrics
+            self._settings, f"manyray.dedup.{self._topics.ray}.{partition}", self._metrics, self._stopping
         )
         self._table: Table | None = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
         self._stats_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"lane-{partition}", daemon=True)
 
@@ -99,17 +99,18 @@ class Lane:
         """Fence the old owner, read the checkpoint, open the table and refill it. Blocks; call it on a thread.
 
         Raises:
+            Retry: it was given up.
             Fatal: this partition cannot be served.
         """
-        with_retries(self._recover, lambda: None, self._stopping.wait)
-        with_retries(self._check_lookups, lambda: None, self._stopping.wait)
+        with_retries(self._recover, lambda: None, self._stopping)
+        with_retries(self._check_lookups, lambda: None, self._stopping)
         self._table = self._open_table()
         table = self._table
 
         def read_back() -> None:
             refill(table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping)
 
-        with_retries(read_back, lambda: None, self._stopping.wait)
+        with_retries(read_back, lambda: None, self._stopping)
         self._note_stats()
 
     def start(self) -> None:
@@ -151,9 +152,11 @@ class Lane:
                     self._learn(record)
                     continue
                 records = self._gather(record)
-                with_retries(lambda: self._write(records), self._recover, self._stopping.wait)  # noqa: B023
+                with_retries(lambda: self._write(records), self._recover, self._stopping)  # noqa: B023
                 for written in records:
                     written.done()
+        except Retry as error:
+            _log.debug("lane %d, stopping: %s", self.partition, error)  # its next owner reads the rest again
         except ManyrayError as error:
             self._shared.on_fatal(error)
         except Exception as error:  # a thread that dies unseen would stall its partition for ever

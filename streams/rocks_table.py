@@ -53,12 +53,15 @@ class RocksTable:
         """See `Table`."""
         if not fingerprints:
             return []
-        found = _get(self._newest, fingerprints)
-        if len(self._generations) > 1 and None in found:
-            missing = [index for index, vector in enumerate(found) if vector is None]
-            older = _get(self._generations[0][1], [fingerprints[index] for index in missing])
-            for index, vector in zip(missing, older, strict=True):
-                found[index] = vector
+        try:
+            found = _get(self._newest, fingerprints)
+            if len(self._generations) > 1 and None in found:
+                missing = [index for index, vector in enumerate(found) if vector is None]
+                older = _get(self._generations[0][1], [fingerprints[index] for index in missing])
+                for index, vector in zip(missing, older, strict=True):
+                    found[index] = vector
+        except Exception as error:
+            raise _explain(error, self._folder) from None
         return found
 
     def put_many(self, vectors: dict[bytes, bytes], offset: int) -> None:
@@ -172,6 +175,8 @@ def _explain(error: Exception, folder: Path) -> Fatal:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "No space left" in text or getattr(error, "errno", None) == errno.ENOSPC:
         return Fatal(f"disk full under {folder}: free space, lower table_disk_mib, or move data_dir")
+    if "Too many open files" in text or getattr(error, "errno", None) == errno.EMFILE:
+        return Fatal(f"table {folder} cannot be opened: too many open files; raise the limit (ulimit -n)")
     if "lock" in text.lower() and "LOCK" in text:
         return Fatal(f"table {folder} is held by another process: stop it, or give this one its own data_dir")
     if "Permission denied" in text or "Read-only" in text:

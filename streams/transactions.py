@@ -7,6 +7,7 @@ reads from Kafka what was committed. That also covers results that stay unknown 
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,11 @@ from streams.settings import Settings
 
 _log = logging.getLogger("manyray.transactions")
 
-INIT_TIMEOUT_S = 60.0
+WAIT_S = 60.0
+"""How long the brokers may take for one step of a transaction."""
+STOP_WAIT_S = 5.0
+_SLICE_S = 1.0
+_PAUSE_S = 0.02
 KeyValue = tuple[bytes, bytes]
 # A producer that was fenced says `_FATAL` ever after.
 _FENCED = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
@@ -28,8 +33,20 @@ _FENCED = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.PRODUCER_FENCED, Ka
 class TransactionalProducer:
     """One transactional id's producer; used by one thread."""
 
-    def __init__(self, settings: Settings, transactional_id: str, metrics: Metrics, *, shared_id: bool = True) -> None:
-        """With an id that no other process has, being fenced only tells of a transaction that took too long."""
+    def __init__(
+        self,
+        settings: Settings,
+        transactional_id: str,
+        metrics: Metrics,
+        stop: threading.Event,
+        *,
+        shared_id: bool = True,
+    ) -> None:
+        """Once `stop` is set the brokers are waited for no longer than `STOP_WAIT_S`.
+
+        With an id that no other process has, being fenced only tells of a transaction that took too long.
+        """
+        self._stop = stop
         self._shared_id = shared_id
         self._settings = settings
         self.transactional_id = transactional_id
@@ -46,7 +63,7 @@ class TransactionalProducer:
         """
         self.close()
         self._producer = clients.producer(self._settings, self.transactional_id)
-        self._call(self._producer.init_transactions, INIT_TIMEOUT_S)
+        self._await(self._producer.init_transactions)
 
     def begin(self) -> None:
         """Begin a transaction."""
@@ -84,8 +101,8 @@ class TransactionalProducer:
             Fatal: this producer may never write again: another one has taken its place.
         """
         if offsets:
-            self._call(self._opened.send_offsets_to_transaction, list(offsets), group)
-        self._call(self._opened.commit_transaction)
+            self._await(self._opened.send_offsets_to_transaction, list(offsets), group)
+        self._await(self._opened.commit_transaction)
         self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
 
     def close(self) -> None:
@@ -110,12 +127,30 @@ class TransactionalProducer:
         except KafkaException as error:
             raise self._classify(error) from None
 
+    def _await(self, call: Any, *arguments: Any) -> None:
+        """Call in slices, each of which resumes the one before: so that signals are heard meanwhile."""
+        began_s = clock.monotonic_s()
+        while True:
+            try:
+                call(*arguments, _SLICE_S)
+            except KafkaException as exception:
+                error: KafkaError = exception.args[0]
+                wait_s = STOP_WAIT_S if self._stop.is_set() else WAIT_S
+                # At the end of a slice it is a time-out, or what the brokers asked to wait for, such as an older
+                # producer's transaction that is being ended.
+                if not error.retriable() or clock.monotonic_s() - began_s > wait_s:
+                    raise self._classify(exception) from None
+                clock.sleep_s(_PAUSE_S)
+            else:
+                return
+
     def _classify(self, exception: KafkaException) -> Exception:
         error: KafkaError = exception.args[0]
         self._metrics.transaction_failures.inc()
         if error.code() in _FENCED and self._shared_id:
             return Fatal(
-                f"another process has taken over {self.transactional_id}: this one stops, so that nothing is doubled"
+                f"another process has taken over {self.transactional_id}, or a transaction took longer than "
+                f"transaction_timeout_ms ({error.str()}): this one stops, so that nothing is doubled"
             )
         if error.code() in (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             return Fatal(f"not allowed to write as {self.transactional_id}: {error.str()}; grant it in the ACLs")

@@ -6,18 +6,26 @@ Stock Faust delivers records of aborted transactions unless its own `exactly_onc
 offset, which its acks can carry past records in flight (faust-streaming #606, #707).
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 
+FETCH_MAX_WAIT_MS = 20
+"""How long a broker holds an answer back where it has nothing: meanwhile nothing else is fetched from it."""
+READY_POLL_S = 0.01
+FETCH_WAIT_S = 0.05
+"""Another partition may become ready meanwhile, and is not asked for before."""
+
 
 class _ReadCommittedThread(aiokafka.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        # Read when its fetcher is made, at `start`; Faust has no setting for it.
+        # Read when its fetcher is made, at `start`; Faust has no settings for them.
         consumer._isolation_level = "read_committed"
+        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
         return consumer
 
 
@@ -32,6 +40,24 @@ class CheckpointConsumer(aiokafka.Consumer):
         positions: Mapping[TP, int] = cast(Any, self.app).positions()
         assigned = self.assignment()
         await self.seek_wait({tp: offset for tp, offset in positions.items() if tp in assigned})
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        """Called by Faust again and again: takes records only from partitions that are ready for more.
+
+        aiokafka hands out all it has of one partition before the next, and Faust waits at the first full queue: left to
+        themselves, partitions are worked off one after another.
+        """
+        ready = cast(Any, self.app).ready(active_partitions or set())
+        if not ready:  # to aiokafka none would mean all
+            await asyncio.sleep(READY_POLL_S)
+            return {}
+        return await super()._getmany(ready, min(timeout, FETCH_WAIT_S))
+
+    def on_buffer_full(self, tp: TP) -> None:
+        """Do nothing, where Faust stops fetching until a queue is half empty, and then waits up to a second."""
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """See `on_buffer_full`."""
 
     def fetch_state(self, tp: TP) -> tuple[int, int] | None:
         """The next offset to fetch and the end of a partition; None before the first fetch."""

@@ -1,6 +1,6 @@
 """The supervisor behind `manyray up`: embedded broker and roles, each a process, kept alive and stopped in order.
 
-The order of stopping is the flow's: ingest first, so that what it has passed on is still worked off by the others.
+The order of stopping is the flow's: nothing new comes to those that finish what they have in hand.
 """
 
 import logging

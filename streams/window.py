@@ -18,23 +18,24 @@ class Window:
     next_offsets: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
     texts: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     tokens: int = 0
+    posts: int = 0
 
     def add(self, chunk: Chunk, place: tuple[str, int], offset: int, now_s: float) -> None:
         """Add the chunk at `offset` of `place`, a topic and partition."""
         if not self.chunks:
             self.first_s = now_s
         self.chunks.append(chunk)
+        self.posts += len(chunk.ids)
         self.next_offsets[place] = offset + 1
         for fingerprint, text in zip(split_fingerprints(chunk.fingerprints), chunk.texts, strict=True):
             if fingerprint not in self.texts:
                 self.texts[fingerprint] = text
                 self.tokens += 2 + len(text) // _BYTES_A_TOKEN
 
-    @property
-    def posts(self) -> int:
-        """How many posts it holds."""
-        return sum(len(chunk.ids) for chunk in self.chunks)
+    def is_full(self, tokens: int, posts: int) -> bool:
+        """Whether it holds so many tokens to compute, or posts to publish: repeats add no tokens."""
+        return self.tokens >= tokens or self.posts >= posts
 
-    def is_due(self, now_s: float, tokens: int, wait_s: float) -> bool:
-        """Whether to compute it: it is full, or its oldest chunk has waited long enough."""
-        return bool(self.chunks) and (self.tokens >= tokens or now_s - self.first_s >= wait_s)
+    def is_old(self, now_s: float, wait_s: float) -> bool:
+        """Whether its oldest chunk has waited long enough."""
+        return bool(self.chunks) and now_s - self.first_s >= wait_s

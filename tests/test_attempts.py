@@ -26,20 +26,32 @@ class Story:
         """Mend it."""
         self._call("recover")
 
-    def pause(self, seconds):
-        """Wait."""
-        self.calls.append(seconds)
-
     def _call(self, name):
         self.calls.append(name)
         if self.failures and self.failures.pop(0):
             raise Retry("the broker is away")
 
 
+class Pauses(threading.Event):
+    """An event whose waits take no time and are written down; with `stops` they end with it set."""
+
+    def __init__(self, told, *, stops=False):
+        super().__init__()
+        self.told = told
+        self.stops = stops
+
+    def wait(self, timeout=None):
+        """Whether it is set, at once."""
+        self.told.append(timeout)
+        if self.stops:
+            self.set()
+        return self.is_set()
+
+
 def run(failures):
     """Play a story to its end."""
     story = Story(failures)
-    with_retries(story.work, story.recover, story.pause)
+    with_retries(story.work, story.recover, Pauses(story.calls))
     return story.calls
 
 
@@ -63,7 +75,7 @@ def test_work_never_runs_after_a_failure_without_a_recovery(failures):
     """Before each work but the first stands a recovery that succeeded; attempts have a limit."""
     story = Story(failures)
     try:
-        with_retries(story.work, story.recover, story.pause)
+        with_retries(story.work, story.recover, Pauses(story.calls))
     except Fatal:
         pass
     else:
@@ -78,7 +90,7 @@ def test_it_gives_up_and_says_why():
         run([True] * 100)
     pauses = []
     with pytest.raises(Fatal):
-        with_retries(_fail, lambda: None, pauses.append)
+        with_retries(_fail, lambda: None, Pauses(pauses))
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
 
 
@@ -96,7 +108,7 @@ def test_only_retry_is_tried_again(error):
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        with_retries(work, story.recover, story.pause)
+        with_retries(work, story.recover, Pauses(story.calls))
     assert story.calls == ["work"]
 
 
@@ -112,14 +124,14 @@ def test_only_a_commit_ends_a_row_of_failures(reads_between: int) -> None:
         return False
 
     with pytest.raises(Fatal, match="given up after 6 attempts: the disk of the broker is full"):
-        keep_going(step, lambda: None, Unhurried())
+        keep_going(step, lambda: None, Pauses([]))
     assert len(steps) == 6 * (reads_between + 1)
 
 
 def test_a_commit_begins_the_count_anew() -> None:
     """Failures that a commit follows may come for ever."""
     steps: list[str] = []
-    stop = Unhurried()
+    stop = Pauses([])
 
     def step() -> bool:
         steps.append("step")
@@ -133,10 +145,22 @@ def test_a_commit_begins_the_count_anew() -> None:
     assert len(steps) == 40
 
 
-class Unhurried(threading.Event):
-    """An event whose waits take no time."""
+@pytest.mark.parametrize("when", ["working", "pausing"])
+def test_who_is_to_stop_tries_no_more(when: str) -> None:
+    """Neither the work nor a recovery, which may take a minute each, is begun after that."""
+    calls: list[str] = []
+    stop = Pauses([], stops=when == "pausing")
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Whether it is set, at once."""
-        del timeout
-        return self.is_set()
+    def work() -> bool:
+        calls.append("work")
+        if when == "working":
+            stop.set()
+        raise Retry("the broker is away")
+
+    with pytest.raises(Retry, match="the broker is away"):
+        with_retries(work, lambda: calls.append("recover"), stop)
+    keep_going(work, lambda: calls.append("recover"), stop)
+    assert calls == ["work"]
+    stop.clear()
+    keep_going(work, lambda: calls.append("recover"), stop)
+    assert calls == ["work", "work"]

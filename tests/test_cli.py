@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import tomllib
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from manyray.doctor import MODULES
+from schemas.errors import Retry
 from streams import clients, clock
 from streams.broker import DataDirLock
 from streams.settings import Settings
@@ -242,7 +243,10 @@ def await_records(settings: Settings, count: int) -> None:
     """Wait until the input topic holds so many posts."""
     deadline_s = clock.monotonic_s() + 60
     with closing(clients.reader(settings)) as reader:
-        while sum(clients.watermarks(reader, settings.posts_topics[0], one)[1] for one in range(4)) < count:
+        while True:
+            with suppress(Retry):  # a topic that was made just now has no leader yet
+                if sum(clients.watermarks(reader, settings.posts_topics[0], one)[1] for one in range(4)) >= count:
+                    return
             assert clock.monotonic_s() < deadline_s
 
 

@@ -3,6 +3,7 @@
 import pytest
 from confluent_kafka import Producer
 
+from streams.checkpoint import KEY
 from streams.settings import Settings
 from streams.topics import create_topics
 from streams.up import Pipeline
@@ -59,9 +60,11 @@ def test_what_the_table_cannot_learn_costs_nothing_else(settings: Settings, valu
     topics = topics_of(settings)
     put(settings, topics.vectors, value)
     put(settings, topics.checkpoints, value, b"other")
+    put(settings, topics.checkpoints, b"{", KEY)
     run_pipeline(settings, "before")
     put(settings, topics.vectors, value)
     put(settings, topics.checkpoints, value, b"other")
+    put(settings, topics.checkpoints, b"{", KEY)
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(READY_S)
         put(settings, topics.vectors, value)

@@ -1,8 +1,10 @@
 """A full disk under a running role or broker: one clear line, an exit code that is not 0, and nothing lost."""
 
 import os
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from streams.topics import create_topics
 from streams.up import Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, send
+from tests.test_cli import manyray
 
 pytestmark = pytest.mark.broker
 
@@ -41,6 +44,21 @@ def test_dedup_ends_with_one_line_on_a_full_disk_and_loses_nothing(settings: Set
         await_embeddings(settings, 8_000)
     seen = read_embeddings(settings)
     assert seen.ids.total() == len(seen.ids) == 8_000
+
+
+def test_up_on_a_disk_that_is_full_already(small_disk: Path) -> None:
+    """It cannot even write its lock or settings: one line, with the remedy."""
+    fill(small_disk / "others")
+    done = manyray("up", "--model", "hash", f"--data-dir={small_disk / 'data'}", cwd=small_disk.parent)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"manyray: .*{small_disk}.*: free space, or choose another .*--data-dir\n", done.stderr)
+
+
+def fill(path: Path) -> None:
+    """Leave no byte on the disk of `path`."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4_096))
 
 
 def test_up_ends_with_one_line_on_a_full_disk(small_disk: Path) -> None:

@@ -1,5 +1,6 @@
 """A transaction that fails under way: the stage goes back to what was committed, and does the rest once."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -41,7 +42,7 @@ def topics(settings: Settings) -> Topics:
 
 def steal(settings: Settings, producer: TransactionalProducer) -> None:
     """End a producer's epoch from outside, as the broker does when its transaction takes too long."""
-    thief = TransactionalProducer(settings, producer.transactional_id, Metrics.create())
+    thief = TransactionalProducer(settings, producer.transactional_id, Metrics.create(), threading.Event())
     thief.open()
     thief.close()
 
@@ -71,7 +72,7 @@ def test_ingest_passes_posts_on_once(settings: Settings, topics: Topics) -> None
     """Its numbers go on from what was committed, so that dedup finds neither a gap nor a repeat."""
     metrics = Metrics.create()
     done = metrics.ingest_posts._value.get
-    with closing(Ingest.join(settings, topics, metrics)) as ingest:
+    with closing(Ingest.join(settings, topics, metrics, threading.Event())) as ingest:
         for first in (0, 100):
             send(settings, [post(str(number), f"text {number}") for number in range(first, first + 100)])
             step_until(ingest.step, lambda first=first: done() >= first + 100)
@@ -107,7 +108,7 @@ def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
     done = metrics.encode_posts._value.get
     small = settings.model_copy(update={"encode_wait_ms": 0})
     with Engine(load_encoder("hash"), 1_024) as engine:
-        encode = Encode(small, topics, metrics, engine, window_tokens=64)
+        encode = Encode(small, topics, metrics, engine, window_tokens=64, stop=threading.Event())
         with closing(encode):
             put_misses(settings, topics, range(100))
             step_until(encode.step, lambda: done() >= 100)

@@ -1,5 +1,6 @@
 """Laws of the transactional producer and of the checkpoint, on a real broker."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -26,7 +27,7 @@ def transactional_id() -> str:
 
 def opened(settings: Settings, transactional_id: str) -> TransactionalProducer:
     """A producer that has fenced any other of its id."""
-    producer = TransactionalProducer(settings, transactional_id, Metrics.create())
+    producer = TransactionalProducer(settings, transactional_id, Metrics.create(), threading.Event())
     producer.open()
     return producer
 
@@ -138,7 +139,7 @@ def test_a_fenced_producer_can_be_closed(settings, topic, transactional_id):
 
 def test_a_producer_with_an_id_of_its_own_goes_on_after_fencing(settings, topic, transactional_id):
     """Nobody else has its id, so it was its own transaction that took too long: Retry, and `open` cures it."""
-    producer = TransactionalProducer(settings, transactional_id, Metrics.create(), shared_id=False)
+    producer = TransactionalProducer(settings, transactional_id, Metrics.create(), threading.Event(), shared_id=False)
     producer.open()
     producer.begin()
     producer.produce(topic, b"too late", partition=0)

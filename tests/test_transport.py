@@ -23,6 +23,7 @@ class App(faust.App):
     """An app on our transport that begins where it is told."""
 
     begin: Mapping[TP, int]
+    held_back: frozenset[int] = frozenset()
 
     def _new_transport(self) -> Any:
         return CheckpointTransport(self.conf.broker_consumer, self)
@@ -31,21 +32,27 @@ class App(faust.App):
         """See `CheckpointConsumer.perform_seek`."""
         return self.begin
 
+    def ready(self, partitions: set[TP]) -> set[TP]:
+        """See `CheckpointConsumer._getmany`."""
+        return {tp for tp in partitions if tp.partition not in self.held_back}
 
-def write(settings: Settings, topic: str, batches: list[tuple[list[bytes], bool]]) -> None:
+
+def write(settings: Settings, topic: str, batches: list[tuple[list[bytes], bool]], partition: int = 0) -> None:
     """A transaction for each batch, ended as told: committed or aborted."""
     producer = clients.producer(settings, f"test{clock.random_id()}")
     producer.init_transactions(30)
     for values, is_committed in batches:
         producer.begin_transaction()
         for value in values:
-            producer.produce(topic, value, partition=0)
+            producer.produce(topic, value, partition=partition)
         assert producer.flush(30) == 0  # an aborted batch has to reach the broker to prove anything
         producer.commit_transaction() if is_committed else producer.abort_transaction()
 
 
 @asynccontextmanager
-async def running(settings: Settings, topic: str, app_id: str, begin: int) -> AsyncIterator[tuple[App, asyncio.Queue]]:
+async def running(
+    settings: Settings, topic: str, app_id: str, begin: int, *, held_back: frozenset[int] = frozenset()
+) -> AsyncIterator[tuple[App, asyncio.Queue]]:
     """An app whose agent puts what it gets, as (offset, value), into a queue."""
     app = App(
         app_id,
@@ -59,6 +66,7 @@ async def running(settings: Settings, topic: str, app_id: str, begin: int) -> As
         stream_wait_empty=False,
         consumer_auto_offset_reset="earliest",
     )
+    app.held_back = held_back
     app.begin = {TP(topic, 0): begin, TP("another", 7): 99}  # positions of what is not assigned do no harm
     found: asyncio.Queue = asyncio.Queue()
 
@@ -146,6 +154,22 @@ def test_a_restarted_app_begins_where_it_is_told(settings, topic):
     app_id = f"app{clock.random_id()}"
     assert len(read(settings, topic, 0, values[-1], app_id)) == 10
     assert read(settings, topic, 4, values[-1], app_id) == list(enumerate(values))[4:]
+
+
+def test_a_partition_that_is_not_ready_holds_up_no_other(settings, topic):
+    """Its records stay behind, however many there are, and come, from the first on, when it is ready."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    full, other = [b"f%d" % number for number in range(500)], [b"o%d" % number for number in range(500)]
+    write(settings, topic, [(full, True)])
+    write(settings, topic, [(other, True)], partition=1)
+
+    async def run() -> list[bytes]:
+        async with running(settings, topic, f"app{clock.random_id()}", 0, held_back=frozenset({0})) as (app, found):
+            first = await take(found, other[-1])
+            app.held_back = frozenset()
+            return [value for _, value in first + await take(found, full[-1])]
+
+    assert asyncio.run(run()) == other + full
 
 
 def test_the_fetch_state_tells_position_and_end(settings, topic):

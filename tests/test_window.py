@@ -62,15 +62,18 @@ def test_a_repeated_content_costs_no_tokens(load):
 
 def test_an_empty_window_is_never_due():
     """There is nothing to compute, however long it waits."""
-    assert not Window().is_due(1e9, 1, 0.0)
+    assert not Window().is_old(1e9, 0.0)
+    assert not Window().is_full(1, 1)
 
 
 @given(chunks, st.integers(0, 100), st.integers(0, 100))
 def test_it_is_due_when_full_or_old(load, wait_s, age_s):
-    """Full in tokens, or its first chunk has waited long enough; younger chunks do not make it wait longer."""
+    """Full in tokens or in posts, or its first chunk has waited long enough; younger ones make it wait no longer."""
     window = gather(load)
-    assert window.is_due(50.0 + age_s, window.tokens + 1, wait_s) == (age_s >= wait_s)
-    assert window.is_due(50.0 + age_s, window.tokens, wait_s)
+    assert window.is_old(50.0 + age_s, wait_s) == (age_s >= wait_s)
+    assert window.is_full(window.tokens, window.posts + 1)
+    assert window.is_full(window.tokens + 1, window.posts)
+    assert not window.is_full(window.tokens + 1, window.posts + 1)
 
 
 def test_a_chunk_with_columns_of_unequal_length_is_refused():
