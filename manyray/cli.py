@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NoReturn, Protocol, cast
 import typer
 
 from manyray.flags import BadUsage, with_settings
-from schemas.errors import ManyrayError
+from schemas.errors import ManyrayError, Retry
 from streams.settings import Settings
 
 app = typer.Typer(
@@ -32,6 +32,9 @@ _CLICK_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 # As in manyray.reading and manyray.tailing, whose imports are not for --help.
 Format = Literal["lines", "jsonl", "csv", "tsv"]
 Start = Literal["earliest", "latest"]
+
+STOP_WAIT_S = 25.0
+"""Below the 30 s that Kubernetes gives."""
 
 _WIDTH_PIPED = 200  # columns; a pipe has no width of its own
 
@@ -62,9 +65,25 @@ def stop_on_signals() -> Generator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _end_at_last(stop: threading.Event) -> None:
+    """End a role that was told to stop and cannot, as Kafka's clients wait for brokers that are away."""
+    stop.wait()
+    threading.Event().wait(STOP_WAIT_S)
+    sys.stderr.write(
+        f"manyray: not ended in order within {STOP_WAIT_S:.0f} s, as without brokers: ended at once; nothing is lost, "
+        "what was in hand is read again\n"
+    )
+    os._exit(1)
+
+
 def _run_role(run: Role, settings: Settings) -> None:
     with stop_on_signals() as stop:
-        run(settings, stop)
+        threading.Thread(target=_end_at_last, args=(stop,), daemon=True).start()
+        try:
+            run(settings, stop)
+        except Retry:
+            if not stop.is_set():  # else it was told to stop while it waited for brokers
+                raise
 
 
 @app.command()

@@ -29,7 +29,6 @@ _OURS = frozenset(
 """Properties that exactly once, or a setting of ours, depends on."""
 
 _REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL}
-_AWAY = {KafkaError._ALL_BROKERS_DOWN, *_REFUSALS}
 
 
 def bootstrap_servers(settings: Settings) -> str:
@@ -160,7 +159,9 @@ def _common(settings: Settings) -> dict[str, Any]:
 
 def _on_error(error: KafkaError) -> None:
     """librdkafka's own events: it goes on by itself, so they are for the log; the operations fail on their own."""
-    if error.code() in _AWAY:
-        _connections.warning("brokers cannot be reached, to be tried again: %s", error.str())
+    if error.code() == KafkaError._ALL_BROKERS_DOWN:
+        _connections.warning("no broker can be reached, to be tried again")
+    elif error.code() in _REFUSALS:
+        _connections.warning("the brokers do not let us in, to be tried again: %s", error.str())
     else:
         _log.debug("%s", error.str())

@@ -23,7 +23,7 @@ from streams.settings import Settings
 
 _log = logging.getLogger("manyray.group")
 
-COMMITTED_TIMEOUT_S = 30.0
+COMMITTED_TIMEOUT_S = 10.0
 Place = tuple[str, int]
 
 

@@ -14,9 +14,10 @@ import pytest
 from manyray.client import Client
 from schemas.errors import Fatal
 from streams import clock
-from streams.settings import Settings
+from streams.broker import Broker
+from streams.settings import Settings, load_settings
 from streams.topics import create_topics
-from streams.up import RESTARTS_MAX, Pipeline
+from streams.up import RESTARTS_MAX, ROLES, Pipeline
 from streams.version import version_of
 from tests.test_cli import flags, manyray
 
@@ -153,3 +154,26 @@ def test_a_command_finds_the_topics_of_its_own_settings(settings: Settings, tmp_
     assert manyray("topics", "create", *flags(settings), cwd=tmp_path).returncode == 0
     with Pipeline(settings, roles={}) as pipeline:
         assert pipeline.bootstrap_servers == settings.bootstrap_servers
+
+
+def test_roles_whose_brokers_are_gone_can_be_stopped(tmp_path: Path):
+    """SIGTERM ends each in a bounded time, though Kafka's clients would wait for brokers much longer."""
+    with Broker.start(tmp_path / "broker", port=0) as broker:
+        settings = load_settings(bootstrap_servers=broker.bootstrap_servers, data_dir=tmp_path / "data", model="hash")
+        create_topics(settings, version_of(settings))
+        command = [sys.executable, "-P", "-m", "manyray"]
+        roles = [
+            subprocess.Popen([*command, role, *flags(settings)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+            for role in ROLES
+        ]
+        for role in roles:
+            assert role.stderr is not None
+            assert any("ready: owns 4 partitions" in line for line in role.stderr)
+        with Client(settings) as client:
+            client.publish(f"text {number}" for number in range(20_000))
+        os.kill(broker.pids[0], signal.SIGKILL)
+        for role in roles:
+            role.terminate()
+        for role in roles:
+            role.communicate(timeout=90)
+            assert role.returncode in (0, 1)
