@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 
-FETCH_MAX_WAIT_MS = 20
+FETCH_MAX_WAIT_MS = 100
 """How long a broker holds an answer back where it has nothing: meanwhile nothing else is fetched from it."""
 READY_POLL_S = 0.01
 FETCH_WAIT_S = 0.05
