@@ -17,7 +17,7 @@ FETCH_MAX_WAIT_MS = 100
 """How long a broker holds an answer back where it has nothing: meanwhile nothing else is fetched from it."""
 READY_POLL_S = 0.01
 FETCH_WAIT_S = 0.05
-"""Another partition may become ready meanwhile, and is not asked for before."""
+"""Where partitions are held back: one may become ready meanwhile, and is not asked for before."""
 
 
 class _ReadCommittedThread(aiokafka.AIOKafkaConsumerThread):
@@ -47,11 +47,12 @@ class CheckpointConsumer(aiokafka.Consumer):
         aiokafka hands out all it has of one partition before the next, and Faust waits at the first full queue: left to
         themselves, partitions are worked off one after another.
         """
-        ready = cast(Any, self.app).ready(active_partitions or set())
+        active = active_partitions or set()
+        ready = cast(Any, self.app).ready(active)
         if not ready:  # to aiokafka none would mean all
             await asyncio.sleep(READY_POLL_S)
             return {}
-        return await super()._getmany(ready, min(timeout, FETCH_WAIT_S))
+        return await super()._getmany(ready, timeout if ready == active else FETCH_WAIT_S)
 
     def on_buffer_full(self, tp: TP) -> None:
         """Do nothing, where Faust stops fetching until a queue is half empty, and then waits up to a second."""
