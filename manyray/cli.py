@@ -65,9 +65,12 @@ def stop_on_signals() -> Generator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _end_at_last(stop: threading.Event) -> None:
-    """End a role that was told to stop and cannot, as Kafka's clients wait for brokers that are away."""
-    stop.wait()
+def _end_at_last(told: int) -> None:
+    """End a role that was told to stop and cannot, as Kafka's clients wait for brokers that are away.
+
+    `told` is a file that says so: a signal's handler in Python waits for the main thread, which may be the one waiting.
+    """
+    os.read(told, 1)
     threading.Event().wait(STOP_WAIT_S)
     sys.stderr.write(
         f"manyray: not ended in order within {STOP_WAIT_S:.0f} s, as without brokers: ended at once; nothing is lost, "
@@ -78,7 +81,10 @@ def _end_at_last(stop: threading.Event) -> None:
 
 def _run_role(run: Role, settings: Settings) -> None:
     with stop_on_signals() as stop:
-        threading.Thread(target=_end_at_last, args=(stop,), daemon=True).start()
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_last, args=(told,), daemon=True).start()
         try:
             run(settings, stop)
         except Retry:

@@ -9,7 +9,7 @@ ATTEMPTS_MAX = 6
 PAUSE_S = 0.1
 
 
-def with_retries(work: Callable[[], None], recover: Callable[[], None], stop: threading.Event) -> None:
+def with_retries(work: Callable[[], None], stop: threading.Event, recover: Callable[[], None] = lambda: None) -> None:
     """Do `work`; after a Retry, pause (doubling from 0.1 s), `recover` and do it again, 6 times at most.
 
     `recover` may itself raise Retry, which counts too.

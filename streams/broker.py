@@ -67,7 +67,7 @@ class Broker:
         data_dir = data_dir.resolve()
         class_path = resolve_jars(cache_dir, log)
         java_options = aot_options(class_path, kafka_folder(cache_dir), log)
-        with _writing(data_dir):
+        with writing_to(data_dir):
             cluster_id = _cluster_id(data_dir, brokers)
             nodes = choose_nodes(brokers, port)
             if port not in (0, nodes[0].port):
@@ -144,7 +144,7 @@ class DataDirLock:
 
         Raises `Fatal` if it cannot be written, or, naming the holder, if another has it.
         """
-        with _writing(self._data_dir):
+        with writing_to(self._data_dir):
             self._data_dir.mkdir(parents=True, exist_ok=True)
             self._file = (self._data_dir / "lock").open("a+")
         try:
@@ -157,7 +157,7 @@ class DataDirLock:
                 f"data directory {self._data_dir} is in use by process {holder or 'unknown'}: "
                 f"stop it, or choose another with --data-dir"
             ) from None
-        with _writing(self._data_dir):
+        with writing_to(self._data_dir):
             self._file.truncate(0)
             self._file.write(str(os.getpid()))
             self._file.flush()
@@ -171,7 +171,7 @@ class DataDirLock:
 
 
 @contextmanager
-def _writing(data_dir: Path) -> Generator[None]:
+def writing_to(data_dir: Path) -> Generator[None]:
     """A block that writes there, whose failure names the remedy."""
     try:
         yield

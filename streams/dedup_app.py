@@ -18,6 +18,7 @@ from faust.types import TP
 
 from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clients
+from streams.broker import writing_to
 from streams.faust_credentials import faust_credentials
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
@@ -179,12 +180,8 @@ class Lanes:
 def build_app(settings: Settings, shared: Shared) -> DedupApp:
     """The Faust app of these settings: two agents, and the hooks that open and close lanes."""
     folder = settings.data_dir / "faust"
-    try:
+    with writing_to(settings.data_dir):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Fatal(
-            f"data_dir {settings.data_dir} cannot be written ({error.strerror}): free space, or set another"
-        ) from None
     app = DedupApp(
         f"manyray.dedup.{settings.ray}",
         broker=[f"kafka://{address}" for address in clients.bootstrap_servers(settings).split(",")],

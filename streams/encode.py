@@ -101,7 +101,7 @@ class Encode:
         self.producer = TransactionalProducer(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
-        with_retries(self.producer.open, lambda: None, stop)
+        with_retries(self.producer.open, stop)
         self.member = Member.join(
             settings,
             f"manyray.encode.{settings.ray}",

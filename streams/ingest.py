@@ -87,7 +87,7 @@ class Ingest:
         producer = TransactionalProducer(
             settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
-        with_retries(producer.open, lambda: None, stop)
+        with_retries(producer.open, stop)
         # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
         lines: dict[SourceKey, Line] = {}
         group = f"manyray.ingest.{settings.ray}"

@@ -102,15 +102,15 @@ class Lane:
             Retry: it was given up.
             Fatal: this partition cannot be served.
         """
-        with_retries(self._recover, lambda: None, self._stopping)
-        with_retries(self._check_lookups, lambda: None, self._stopping)
+        with_retries(self._recover, self._stopping)
+        with_retries(self._check_lookups, self._stopping)
         self._table = self._open_table()
         table = self._table
 
         def read_back() -> None:
             refill(table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping)
 
-        with_retries(read_back, lambda: None, self._stopping)
+        with_retries(read_back, self._stopping)
         self._note_stats()
 
     def start(self) -> None:
@@ -152,7 +152,7 @@ class Lane:
                     self._learn(record)
                     continue
                 records = self._gather(record)
-                with_retries(lambda: self._write(records), self._recover, self._stopping)  # noqa: B023
+                with_retries(lambda: self._write(records), self._stopping, self._recover)  # noqa: B023
                 for written in records:
                     written.done()
         except Retry as error:

@@ -51,7 +51,7 @@ class Pauses(threading.Event):
 def run(failures):
     """Play a story to its end."""
     story = Story(failures)
-    with_retries(story.work, story.recover, Pauses(story.calls))
+    with_retries(story.work, Pauses(story.calls), story.recover)
     return story.calls
 
 
@@ -75,7 +75,7 @@ def test_work_never_runs_after_a_failure_without_a_recovery(failures):
     """Before each work but the first stands a recovery that succeeded; attempts have a limit."""
     story = Story(failures)
     try:
-        with_retries(story.work, story.recover, Pauses(story.calls))
+        with_retries(story.work, Pauses(story.calls), story.recover)
     except Fatal:
         pass
     else:
@@ -90,7 +90,7 @@ def test_it_gives_up_and_says_why():
         run([True] * 100)
     pauses = []
     with pytest.raises(Fatal):
-        with_retries(_fail, lambda: None, Pauses(pauses))
+        with_retries(_fail, Pauses(pauses))
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
 
 
@@ -108,7 +108,7 @@ def test_only_retry_is_tried_again(error):
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        with_retries(work, story.recover, Pauses(story.calls))
+        with_retries(work, Pauses(story.calls), story.recover)
     assert story.calls == ["work"]
 
 
@@ -158,7 +158,7 @@ def test_who_is_to_stop_tries_no_more(when: str) -> None:
         raise Retry("the broker is away")
 
     with pytest.raises(Retry, match="the broker is away"):
-        with_retries(work, lambda: calls.append("recover"), stop)
+        with_retries(work, stop, lambda: calls.append("recover"))
     keep_going(work, lambda: calls.append("recover"), stop)
     assert calls == ["work"]
     stop.clear()

@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import tomllib
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,11 @@ def manyray(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         timeout=120,
         check=False,
     )
+
+
+def launch(*arguments: str, cwd: Path, **streams: Any) -> subprocess.Popen[str]:
+    """Start the command; `streams` are those of Popen that are to be pipes."""
+    return subprocess.Popen([sys.executable, "-P", "-m", "manyray", *arguments], cwd=cwd, text=True, **streams)
 
 
 def told(done: subprocess.CompletedProcess[str]) -> str:
@@ -191,12 +198,11 @@ def test_a_data_directory_in_use_is_refused(tmp_path: Path):
 
 def tailing(settings: Settings, cwd: Path) -> subprocess.Popen[str]:
     """`manyray tail`, from the earliest embedding on."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "tail", settings.ray, *flags(settings), "--from=earliest"],
+    return launch(
+        *("tail", settings.ray, *flags(settings), "--from=earliest"),
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         # A test run in the background ignores Ctrl-C, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -223,12 +229,8 @@ def test_a_signal_ends_a_command_without_noise(number: signal.Signals, code: int
 def test_a_publish_that_is_ended_is_not_done(settings: Settings, tmp_path: Path):
     """SIGTERM in the middle of a file must not look like a file that was published."""
     create_topics(settings, version_of(settings))
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "publish", "-", *flags(settings)],
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    with launch(
+        "publish", "-", *flags(settings), cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         for number in range(2_000):  # more than is sent without a look at what came back
@@ -314,3 +316,30 @@ def test_doctor_names_problem_and_remedy(tmp_path: Path):
     wrong = manyray("doctor", "--model", "minlm", cwd=tmp_path)
     assert wrong.returncode == 1
     assert re.search("^problem model=minlm is unknown: .*did you mean minilm", wrong.stdout, re.MULTILINE)
+
+
+def test_a_role_that_hangs_in_a_client_ends_all_the_same(tmp_path: Path):
+    """SIGTERM is heard though the main thread waits in C, where no handler of Python's runs."""
+    code = """
+        import manyray.cli as cli
+        from confluent_kafka.admin import AdminClient
+
+        def hang(settings, stop):
+            print("hanging", flush=True)
+            AdminClient({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}).list_topics(timeout=600)
+
+        cli.STOP_WAIT_S = 0.1
+        cli._run_role(hang, None)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as role:
+        assert role.stdout is not None
+        assert role.stdout.readline() == "hanging\n"
+        role.terminate()
+        _, said = role.communicate(timeout=60)
+    assert (role.returncode, said[:33]) == (1, "manyray: not ended in order withi")

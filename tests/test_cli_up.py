@@ -19,7 +19,7 @@ from streams.settings import Settings, load_settings
 from streams.topics import create_topics
 from streams.up import RESTARTS_MAX, ROLES, Pipeline
 from streams.version import version_of
-from tests.test_cli import flags, manyray
+from tests.test_cli import flags, launch, manyray
 
 pytestmark = pytest.mark.broker
 READY_S = 90.0
@@ -46,9 +46,7 @@ def has_failed(pipeline: Pipeline) -> bool:
 def test_up_serves_a_file_and_leaves_nothing(tmp_path: Path):
     """`up` brings its own broker; `publish` and `tail` find it by the data directory; SIGTERM ends all of it with 0."""
     common = ["--model", "hash", "--data-dir", str(tmp_path / "data")]
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "up", *common], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    ) as up:
+    with launch("up", *common, cwd=tmp_path, stderr=subprocess.PIPE) as up:
         assert up.stderr is not None
         said: list[str] = []
         for line in up.stderr:
@@ -80,12 +78,8 @@ def test_up_serves_a_file_and_leaves_nothing(tmp_path: Path):
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_the_roles_end_with_a_supervisor_that_is_killed(tmp_path: Path):
     """Even `kill -9` leaves no role and no broker behind."""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "up", "--model", "hash", "--data-dir", str(tmp_path / "data")],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as up:
+    command = ("up", "--model", "hash", "--data-dir", str(tmp_path / "data"))
+    with launch(*command, cwd=tmp_path, stderr=subprocess.PIPE) as up:
         assert up.stderr is not None
         assert any(line.startswith("manyray is up") for line in up.stderr)
         everyone = psutil.Process(up.pid).children(recursive=True)
@@ -161,11 +155,7 @@ def test_roles_whose_brokers_are_gone_can_be_stopped(tmp_path: Path):
     with Broker.start(tmp_path / "broker", port=0) as broker:
         settings = load_settings(bootstrap_servers=broker.bootstrap_servers, data_dir=tmp_path / "data", model="hash")
         create_topics(settings, version_of(settings))
-        command = [sys.executable, "-P", "-m", "manyray"]
-        roles = [
-            subprocess.Popen([*command, role, *flags(settings)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-            for role in ROLES
-        ]
+        roles = [launch(role, *flags(settings), cwd=tmp_path, stderr=subprocess.PIPE) for role in ROLES]
         for role in roles:
             assert role.stderr is not None
             assert any("ready: owns 4 partitions" in line for line in role.stderr)

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from schemas.post import Post
 from schemas.public_pb2 import Embedding
 from streams.metrics import Metrics, serve_metrics
 from streams.settings import load_settings
-from tests.test_cli import manyray
+from tests.test_cli import launch, manyray
 
 
 def rows(said: str) -> dict[str, str]:
@@ -29,13 +28,8 @@ def rows(said: str) -> dict[str, str]:
 @pytest.mark.broker
 def test_the_sample_comes_out_and_nothing_is_left(tmp_path: Path):
     """Good posts are embedded, the bad ones among them rejected by reason; no process and no file stays behind."""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "demo", "--model", "hash", "--count", "500"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as demo:
+    command = ("demo", "--model", "hash", "--count", "500")
+    with launch(*command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as demo:
         assert demo.stdout is not None
         said = ""
         everyone: list[psutil.Process] = []

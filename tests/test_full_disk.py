@@ -15,7 +15,7 @@ from streams.topics import create_topics
 from streams.up import Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, send
-from tests.test_cli import manyray
+from tests.test_cli import launch, manyray
 
 pytestmark = pytest.mark.broker
 
@@ -63,12 +63,8 @@ def fill(path: Path) -> None:
 
 def test_up_ends_with_one_line_on_a_full_disk(small_disk: Path) -> None:
     """When the embedded broker has no space left, `up` ends at once, naming the disk and the remedy."""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "manyray", "up", "--model", "hash", f"--data-dir={small_disk / 'data'}"],
-        cwd=small_disk.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as up:
+    command = ("up", "--model", "hash", f"--data-dir={small_disk / 'data'}")
+    with launch(*command, cwd=small_disk.parent, stderr=subprocess.PIPE) as up:
         assert up.stderr is not None
         address = next(line for line in up.stderr if line.startswith("manyray is up")).split()[5].rstrip(";")
         producer = Producer({"bootstrap.servers": address, "message.timeout.ms": 60_000, "log_level": 0})
