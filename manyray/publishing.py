@@ -27,7 +27,8 @@ def publish_file(
             count = client.publish(posts, topic, on_progress=on_progress)
         took_s = clock.perf_s() - began_s
     where = topic or settings.posts_topics[0]
-    return f"published {count:,} posts to {where} in {took_s:.1f} s ({count / max(took_s, 1e-3):,.0f} posts/s)"
+    rate = f"{count / max(took_s, 1e-3):,.0f} posts/s"
+    return f"published {count:,} post{'' if count == 1 else 's'} to {where} in {took_s:.1f} s ({rate})"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
 from streams.topics import list_partitions
+from tests.waiting import wait_until
 
 TWEETEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tweeteval"
 
@@ -44,9 +45,8 @@ def topic(settings: Settings) -> str:
     admin = clients.admin_client(settings)
     for future in admin.create_topics([NewTopic(name, 2, 1)]).values():
         future.result(30)
-    deadline_s = clock.monotonic_s() + 30
-    while list_partitions(settings).get(name) != 2:  # the controller has made it; brokers tell clients a moment later
-        assert clock.monotonic_s() < deadline_s
+    # The controller has made it; brokers tell clients a moment later.
+    wait_until(lambda: list_partitions(settings).get(name) == 2, "the topic is listed")
     return name
 
 

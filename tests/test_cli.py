@@ -17,12 +17,13 @@ import pytest
 
 from manyray.doctor import MODULES
 from schemas.errors import Retry
-from streams import clients, clock
+from streams import clients
 from streams.broker import DataDirLock
 from streams.settings import Settings
 from streams.topics import create_topics
 from streams.version import version_of
 from tests.test_client import embedding, write
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -243,13 +244,14 @@ def test_a_publish_that_is_ended_is_not_done(settings: Settings, tmp_path: Path)
 
 def await_records(settings: Settings, count: int) -> None:
     """Wait until the input topic holds so many posts."""
-    deadline_s = clock.monotonic_s() + 60
     with closing(clients.reader(settings)) as reader:
-        while True:
+
+        def hold() -> bool:
             with suppress(Retry):  # a topic that was made just now has no leader yet
-                if sum(clients.watermarks(reader, settings.posts_topics[0], one)[1] for one in range(4)) >= count:
-                    return
-            assert clock.monotonic_s() < deadline_s
+                return sum(clients.watermarks(reader, settings.posts_topics[0], one)[1] for one in range(4)) >= count
+            return False
+
+        wait_until(hold, f"{count} posts are there")
 
 
 @pytest.mark.broker

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -13,25 +12,15 @@ import pytest
 
 from manyray.client import Client
 from schemas.errors import Fatal
-from streams import clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
 from streams.up import RESTARTS_MAX, ROLES, Pipeline
 from streams.version import version_of
 from tests.test_cli import flags, launch, manyray
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
-READY_S = 90.0
-
-
-def await_(condition, what: str) -> None:
-    """Wait for a condition that other processes bring about, and fail if it does not come."""
-    pause = threading.Event()
-    deadline_s = clock.monotonic_s() + READY_S
-    while not condition():
-        assert clock.monotonic_s() < deadline_s, what
-        pause.wait(0.05)
 
 
 def has_failed(pipeline: Pipeline) -> bool:
@@ -94,19 +83,19 @@ def test_a_role_that_dies_is_started_again_and_then_given_up(settings: Settings,
     """A killed role comes back and works; one that keeps dying is given up, by name, with how it died."""
     create_topics(settings, version_of(settings))
     with Pipeline(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         first = pipeline.pids["encode"]
         os.kill(first, signal.SIGKILL)
-        await_(lambda: pipeline.pids["encode"] != first, "encode is started again")
-        pipeline.wait_ready(READY_S)
+        wait_until(lambda: pipeline.pids["encode"] != first, "encode is started again")
+        pipeline.wait_ready(WAIT_S)
         with Client(pipeline.settings) as client:
             assert client.embed(["served again"]).shape == (1, 384)
         for _ in range(RESTARTS_MAX):
             pid = pipeline.pids["encode"]
             os.kill(pid, signal.SIGKILL)
-            await_(lambda pid=pid: pipeline.pids["encode"] != pid or has_failed(pipeline), "it dies")
+            wait_until(lambda pid=pid: pipeline.pids["encode"] != pid or has_failed(pipeline), "it dies")
         with pytest.raises(Fatal, match=r"encode died 6 times within 60 s: killed by SIGKILL"):
-            pipeline.wait_ready(READY_S)
+            pipeline.wait_ready(WAIT_S)
 
 
 def test_a_role_that_cannot_start_is_given_up_with_its_own_words(settings: Settings):
@@ -117,7 +106,7 @@ def test_a_role_that_cannot_start_is_given_up_with_its_own_words(settings: Setti
         Pipeline(settings, roles={"ingest": 1}) as pipeline,
         pytest.raises(Fatal, match=r"^metrics_host = 192\.0\.2\.1 cannot be served"),
     ):
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
 
 
 def test_secrets_reach_the_roles_and_no_command_line(settings: Settings, tmp_path: Path):

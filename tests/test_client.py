@@ -14,7 +14,7 @@ from schemas.public_pb2 import CACHED, FLOAT32, Embedding
 from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
-from streams.topics import Topics, create_topics, list_partitions
+from streams.topics import Topics, create_topics
 from streams.version import version_of
 
 pytestmark = pytest.mark.broker
@@ -155,28 +155,20 @@ def test_a_record_that_is_no_embedding_is_named(client: Client, value: bytes):
         list(subscription)
 
 
-def create_version(settings: Settings, version: str) -> None:
-    """Create the topics of a version, and wait until the broker tells of them, which is a moment later."""
-    create_topics(settings, version)
-    deadline_s = clock.monotonic_s() + 30
-    while Topics.of(settings, version).embeddings not in list_partitions(settings):
-        assert clock.monotonic_s() < deadline_s
-
-
 def test_a_bare_ray_is_the_version_of_the_settings_else_the_only_one(settings: Settings):
     """Where neither decides, the error lists the versions and how to name one."""
     ray = settings.ray
     with pytest.raises(Fatal, match=f"no ray {ray}"):
         find_embeddings_topic(settings, ray)
-    create_version(settings, "a" * 12)
+    create_topics(settings, "a" * 12)
     assert find_embeddings_topic(settings, ray) == f"embeddings.{ray}.{'a' * 12}"
-    create_version(settings, "b" * 12)
+    create_topics(settings, "b" * 12)
     with pytest.raises(Fatal, match=f"{ray}@{'a' * 12} or {ray}@{'b' * 12}"):
         find_embeddings_topic(settings, ray)
     assert find_embeddings_topic(settings, f"{ray}@{'b' * 12}").endswith("b" * 12)
     with pytest.raises(Fatal, match=f"no version {'c' * 12}; there are {'a' * 12}, {'b' * 12}"):
         find_embeddings_topic(settings, f"{ray}@{'c' * 12}")
-    create_version(settings, version_of(settings))
+    create_topics(settings, version_of(settings))
     assert find_embeddings_topic(settings, ray) == f"embeddings.{ray}.{version_of(settings)}"
 
 

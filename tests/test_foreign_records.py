@@ -10,11 +10,11 @@ from streams.up import Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, send, topics_of
 from tests.test_cli import flags, manyray
+from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.broker
 
 FOREIGN = b'{"id": "not", "text": "ours"}'
-READY_S = 90.0
 
 
 def put(settings: Settings, topic: str, value: bytes | None, key: bytes | None = None) -> None:
@@ -28,7 +28,7 @@ def put(settings: Settings, topic: str, value: bytes | None, key: bytes | None =
 def run_pipeline(settings: Settings, post_id: str) -> None:
     """One post through."""
     with Pipeline(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         before = len(read_embeddings(settings).ids)
         send(settings, [post(post_id, f"text of {post_id}")])
         await_embeddings(settings, before + 1)
@@ -66,7 +66,7 @@ def test_what_the_table_cannot_learn_costs_nothing_else(settings: Settings, valu
     put(settings, topics.checkpoints, value, b"other")
     put(settings, topics.checkpoints, b"{", KEY)
     with Pipeline(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         put(settings, topics.vectors, value)
         send(settings, [post("same", "text of before"), post("after", "text of after")])
         await_embeddings(settings, 3)

@@ -11,6 +11,7 @@ from streams import clients, clock
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.settings import Settings
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -45,10 +46,11 @@ def put(settings: Settings, topic: str, *values: bytes) -> None:
 def take(member: Member, count: int) -> list[bytes]:
     """The next `count` values."""
     values: list[bytes] = []
-    deadline_s = clock.monotonic_s() + STALL_S
-    while len(values) < count:
-        assert clock.monotonic_s() < deadline_s, f"{len(values)} of {count} records in {STALL_S} s"
-        values += [message.value() for message in member.read(count - len(values), 0.1)]
+    wait_until(
+        lambda: len(values) == count,
+        f"{count} records come",
+        lambda: values.extend(message.value() for message in member.read(count - len(values), 0.1)),
+    )
     return values
 
 

@@ -3,23 +3,21 @@
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from schemas.content import normalise
-from streams import clock
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
 from streams.up import Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, read_rejected, send
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
-READY_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def test_every_post_comes_out_exactly_once(settings: Settings, tweets: list[str]
     """
     load = make_load(tweets)
     with start(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         send(settings, load.values)
         await_embeddings(settings, len(load.good_ids))
     assert_exactly_once(settings, [load])
@@ -95,7 +93,7 @@ def test_every_post_comes_out_exactly_once(settings: Settings, tweets: list[str]
 def test_copies_sent_at_once_are_computed_once(settings: Settings) -> None:
     """1,000 copies of one new post: one encode, 1,000 embeddings with one vector."""
     with start(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         send(settings, [post(f"copy{number}", "the same new post") for number in range(1_000)])
         await_embeddings(settings, 1_000)
     seen = read_embeddings(settings)
@@ -113,7 +111,7 @@ def test_vectors_are_those_of_sentence_transformers(settings: Settings, tweets: 
     texts = [text for text in tweets[:: len(tweets) // 2_000] if text][:2_000]
     settings = settings.model_copy(update={"model": "minilm"})
     with start(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         send(settings, [post(str(number), text) for number, text in enumerate(texts)])
         await_embeddings(settings, len(texts))
     seen = read_embeddings(settings)
@@ -131,7 +129,7 @@ def test_a_restart_of_everything_loses_no_vector(tmp_path, tweets: list[str]) ->
     for run, computes in (("first", True), ("second", False)):
         load = make_load([text for text in tweets[:5_000] if text], run)
         with Pipeline(settings) as pipeline:
-            pipeline.wait_ready(READY_S)
+            pipeline.wait_ready(WAIT_S)
             there = settings.model_copy(update={"bootstrap_servers": pipeline.bootstrap_servers})
             send(there, load.values)
             await_embeddings(there, len(load.good_ids) * (1 if computes else 2))
@@ -144,7 +142,7 @@ def test_a_stop_under_load_loses_and_doubles_nothing(settings: Settings, tweets:
     """A role, or all, stopped with SIGTERM while posts flow, then started: every post comes out exactly once."""
     loads = [make_load(tweets[start_at : start_at + 10_000], f"{start_at}-") for start_at in (0, 10_000, 20_000)]
     with start(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         feeding = threading.Thread(target=lambda: [send(settings, load.values) for load in loads])
         feeding.start()
         await_embeddings(settings, 1_000)
@@ -164,7 +162,7 @@ def test_a_post_that_is_larger_than_a_record_is_rejected(settings: Settings, tex
     """
     huge = post("huge", text)
     with start(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         send(settings, [post("before", "small"), huge, post("after", "small")])
         await_embeddings(settings, 2)
     assert_exactly_once(settings, [Load([], {"before", "after"}, [(huge, "text_too_long")], 1)])
@@ -176,12 +174,14 @@ def test_two_of_each_share_the_work(settings: Settings, tweets: list[str]) -> No
     """
     first, again = make_load(tweets[:20_000], "first"), make_load(tweets[:20_000], "again")
     with start(settings, dedup=2, encode=2) as pipeline:
-        pipeline.wait_ready(READY_S)
-        await_metric(pipeline, lambda: min(owned(pipeline, "dedup") + owned(pipeline, "encode")) > 0)
+        pipeline.wait_ready(WAIT_S)
+        wait_until(lambda: min(owned(pipeline, "dedup") + owned(pipeline, "encode")) > 0, "each has partitions")
         send(settings, first.values)
         await_embeddings(settings, len(first.good_ids))
         known = ("manyray_table_learned_total", "manyray_table_refilled_total")
-        await_metric(pipeline, lambda: sum(sum(values(pipeline, "dedup", name)) for name in known) >= first.contents)
+        wait_until(
+            lambda: sum(sum(values(pipeline, "dedup", name)) for name in known) >= first.contents, "tables are filled"
+        )
         hits = sum(values(pipeline, "dedup", "manyray_dedup_hits_total"))
         send(settings, again.values)
         await_embeddings(settings, 2 * len(first.good_ids))
@@ -204,12 +204,3 @@ def values(pipeline: Pipeline, role: str, name: str) -> list[float]:
 def owned(pipeline: Pipeline, role: str) -> list[float]:
     """How many partitions each process of a role works on."""
     return values(pipeline, role, "manyray_partitions_owned")
-
-
-def await_metric(pipeline: Pipeline, true: Callable[[], bool]) -> None:
-    """Wait until the processes' own numbers say so, or fail."""
-    deadline_s = clock.monotonic_s() + READY_S
-    while not true():
-        pipeline.raise_failure()
-        assert clock.monotonic_s() < deadline_s, "the metrics never came to it"
-        clock.sleep_s(0.1)

@@ -2,7 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -14,7 +13,7 @@ from schemas.content import fingerprinter
 from schemas.errors import Retry
 from schemas.internal_pb2 import Chunk, Source
 from schemas.post import Post
-from streams import clients, clock
+from streams import clients
 from streams.checkpoint import Progress
 from streams.encode import Encode
 from streams.ingest import Ingest
@@ -25,10 +24,10 @@ from streams.topics import Topics, create_topics
 from streams.transactions import TransactionalProducer
 from streams.version import version_of
 from tests.oracle import post, read_embeddings, send
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
 
-WAIT_S = 60.0
 """What is awaited comes within seconds; past this the test fails instead of hanging."""
 
 
@@ -45,14 +44,6 @@ def steal(settings: Settings, producer: TransactionalProducer) -> None:
     thief = TransactionalProducer(settings, producer.transactional_id, Metrics.create(), threading.Event())
     thief.open()
     thief.close()
-
-
-def step_until(step: Callable[[], bool], true: Callable[[], bool]) -> None:
-    """Step until it is so."""
-    deadline_s = clock.monotonic_s() + WAIT_S
-    while not true():
-        assert clock.monotonic_s() < deadline_s
-        step()
 
 
 def chunks(settings: Settings, topic: str) -> list[tuple[int, Chunk]]:
@@ -75,13 +66,13 @@ def test_ingest_passes_posts_on_once(settings: Settings, topics: Topics) -> None
     with closing(Ingest.join(settings, topics, metrics, threading.Event())) as ingest:
         for first in (0, 100):
             send(settings, [post(str(number), f"text {number}") for number in range(first, first + 100)])
-            step_until(ingest.step, lambda first=first: done() >= first + 100)
+            wait_until(lambda first=first: done() >= first + 100, "the posts are taken", ingest.step)
         send(settings, [post(str(number), f"text {number}") for number in range(200, 300)])
         steal(settings, ingest.producer)
         with pytest.raises(Retry):
-            step_until(ingest.step, lambda: False)
+            wait_until(lambda: False, "a commit fails", ingest.step)
         ingest.recover()
-        step_until(ingest.step, lambda: done() >= 300)
+        wait_until(lambda: done() >= 300, "the rest is taken", ingest.step)
     found = chunks(settings, topics.lookups)
     assert Counter(post_id for _, chunk in found for post_id in chunk.ids) == Counter(map(str, range(300)))
     progress = [Progress()] * settings.partitions
@@ -111,13 +102,13 @@ def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
         encode = Encode(small, topics, metrics, engine, window_tokens=64, stop=threading.Event())
         with closing(encode):
             put_misses(settings, topics, range(100))
-            step_until(encode.step, lambda: done() >= 100)
+            wait_until(lambda: done() >= 100, "the misses are encoded", encode.step)
             put_misses(settings, topics, range(100, 300))
             steal(settings, encode.producer)
             with pytest.raises(Retry):
-                step_until(encode.step, lambda: False)
+                wait_until(lambda: False, "a commit fails", encode.step)
             encode.recover()
-            step_until(encode.step, lambda: done() >= 300)
+            wait_until(lambda: done() >= 300, "the rest is encoded", encode.step)
     seen = read_embeddings(settings)
     assert seen.ids == Counter(map(str, range(300)))
     assert seen.computed == 300

@@ -17,12 +17,12 @@ from streams.settings import Settings, load_settings
 from streams.topics import create_topics, list_partitions
 from streams.up import ROLES, Pipeline
 from streams.version import version_of
+from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.broker
 
 SECRET = "hunter2-and-more"
 KINDS = ("plain", "scram", "tls")
-READY_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def test_posts_come_out_as_embeddings(
     settings = secured.settings(kind, tmp_path, **{"client.id": "mine"})
     create_topics(settings, version_of(settings))
     with Pipeline(settings) as pipeline:
-        pipeline.wait_ready(READY_S)
+        pipeline.wait_ready(WAIT_S)
         with manyray.Client(settings) as client:
-            assert client.embed(["one", "two", "one"], timeout_s=READY_S).shape == (3, 384)
+            assert client.embed(["one", "two", "one"], timeout_s=WAIT_S).shape == (3, 384)
         groups = [f"manyray.{role}.{settings.ray}" for role in ROLES]
         admin = clients.admin_client(settings)
         for future in admin.describe_consumer_groups(groups).values():

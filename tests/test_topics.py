@@ -10,10 +10,11 @@ from confluent_kafka.admin import (
 )
 
 from schemas.errors import Fatal
-from streams import clients, clock
+from streams import clients
 from streams.ports import choose_ports
 from streams.settings import Settings, load_settings
 from streams.topics import TopicPlan, Topics, check_topics, compare, create_topics, find_problems, plan_topics
+from tests.waiting import wait_until
 
 VERSION = "0123456789ab"
 PLANS = plan_topics(Settings(), VERSION)
@@ -97,9 +98,7 @@ def test_problems_come_in_the_order_of_the_flow():
 
 def await_problem(settings: Settings, part: str) -> None:
     """Until the broker shows what was just changed, which it does a little after it has agreed to it."""
-    deadline_s = clock.monotonic_s() + 30
-    while not any(part in problem for problem in find_problems(settings, VERSION)):
-        assert clock.monotonic_s() < deadline_s, f"no problem says {part}"
+    wait_until(lambda: any(part in problem for problem in find_problems(settings, VERSION)), f"a problem says {part}")
 
 
 @pytest.mark.broker

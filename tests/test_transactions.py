@@ -13,6 +13,7 @@ from streams.checkpoint import KEY, Progress, read_progress
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.transactions import TransactionalProducer
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.broker
 STALL_S = 30.0
@@ -194,8 +195,7 @@ def test_offsets_are_committed_with_the_records(settings, topic, transactional_i
     group = f"group{clock.random_id()}"
     member = clients.consumer(settings, group)
     member.subscribe([topic])
-    while not member.assignment():
-        member.poll(0.1)
+    wait_until(member.assignment, "a partition is assigned", lambda: member.poll(0.1))
     producer = opened(settings, transactional_id)
     producer.begin()
     producer.produce(topic, b"with", partition=0)

@@ -13,9 +13,9 @@ from faust.types import TP
 from streams import clients, clock
 from streams.settings import Settings
 from streams.transport import CheckpointConsumer, CheckpointTransport
+from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.broker
-WAIT_S = 60.0
 """What is awaited comes within seconds; past this the test fails instead of hanging."""
 
 
