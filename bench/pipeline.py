@@ -67,6 +67,13 @@ def publish(settings: Settings, posts: list[str], run: str, topic: str | None = 
     producer.flush()
 
 
+def create_topics(settings: Settings, names: list[str]) -> None:
+    """The topics of the raw loop."""
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    for future in admin.create_topics([NewTopic(name, 4, 1) for name in names]).values():
+        future.result()
+
+
 def total(pipeline: Pipeline, role: str, name: str) -> float:
     """The sum of a metric over its labels, of one role's process."""
     url = next(url for process, url in pipeline.metrics_urls.items() if process.startswith(role))
@@ -108,14 +115,12 @@ def raw_loop(settings: Settings, source: str, count: int) -> Speed:
 
 def bench_hits(posts_count: int, repeats: int, folder: Path) -> None:
     """Raw loop and hit path in turn, on one broker."""
-    settings = load_settings(data_dir=folder / "hits", model="hash", metrics_port=0)
+    settings = load_settings(data_dir=folder / "hits", model="hash", log_level="warning")
     posts = texts(posts_count, posts_count // 10)
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(90)
         settings = pipeline.settings
-        admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-        for future in admin.create_topics([NewTopic(name, 4, 1) for name in ("raw-input", "raw-output")]).values():
-            future.result()
+        create_topics(settings, ["raw-input", "raw-output"])
         publish(settings, posts, "raw", "raw-input")
         publish(settings, posts, "warm")
         await_total(pipeline, "dedup", "manyray_dedup_posts_total", len(posts))
@@ -149,7 +154,7 @@ def encoder_alone(encoder: Encoder, posts: list[str]) -> Speed:
 
 def miss_path(posts: list[str], folder: Path) -> tuple[Speed, float]:
     """A whole new pipeline on posts that were never seen: its speed with the encoder's CPU, and the encoder's share."""
-    with Pipeline(load_settings(data_dir=folder, metrics_port=0)) as pipeline:
+    with Pipeline(load_settings(data_dir=folder, log_level="warning")) as pipeline:
         pipeline.wait_ready(90)
         pid = pipeline.pids["encode"]
         busy_s = total(pipeline, "encode", "manyray_encode_seconds_sum")
