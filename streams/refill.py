@@ -29,16 +29,14 @@ def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, by
     try:
         message = Vectors.FromString(record or b"")
     except DecodeError:
-        _log.warning("a record of %d bytes in the vectors topic holds no vectors: left out", len(record or b""))
-        return {}
+        message = Vectors(version=version)
     if message.version != version:
         return {}
-    size = message.dims * 4
-    blob = message.vectors
-    return {
-        fingerprint: blob[index * size : (index + 1) * size]
-        for index, fingerprint in enumerate(split_fingerprints(message.fingerprints))
-    }
+    fingerprints, size, blob = split_fingerprints(message.fingerprints), message.dims * 4, message.vectors
+    if not blob or len(blob) != size * len(fingerprints):
+        _log.warning("a record of %d bytes in the vectors topic holds no vectors: left out", len(record or b""))
+        return {}
+    return {fingerprint: blob[index * size : (index + 1) * size] for index, fingerprint in enumerate(fingerprints)}
 
 
 def refill(

@@ -90,6 +90,16 @@ def test_golden_vectors_are_for_their_version_alone():
     assert vectors_by_fingerprint(golden("vectors"), "ba9876543210") == {}
 
 
+def test_vectors_that_do_not_fit_their_dims_are_none():
+    """Cut anywhere they would be another content's numbers, or half a vector."""
+    whole = Vectors.FromString(golden("vectors"))
+    for change in ({"dims": 0}, {"dims": whole.dims + 1}, {"vectors": whole.vectors[:-4]}, {"fingerprints": FIRST}):
+        broken = Vectors.FromString(golden("vectors"))
+        for name, value in change.items():
+            setattr(broken, name, value)
+        assert vectors_by_fingerprint(broken.SerializeToString(), VERSION) == {}
+
+
 def test_a_golden_embedding_gives_its_vector():
     """The vector is little-endian float32."""
     embedding = Embedding.FromString(golden("embedding"))
