@@ -9,7 +9,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +66,10 @@ def publish(settings: Settings, posts: list[str], run: str, topic: str | None = 
     producer.flush()
 
 
-def create_topics(settings: Settings, names: list[str]) -> None:
-    """The topics of the raw loop."""
+def create_raw_topics(settings: Settings) -> None:
+    """Those of the raw loop."""
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    for future in admin.create_topics([NewTopic(name, 4, 1) for name in names]).values():
+    for future in admin.create_topics([NewTopic(name, 4, 1) for name in ("raw-input", "raw-output")]).values():
         future.result()
 
 
@@ -120,7 +119,7 @@ def bench_hits(posts_count: int, repeats: int, folder: Path) -> None:
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(90)
         settings = pipeline.settings
-        create_topics(settings, ["raw-input", "raw-output"])
+        create_raw_topics(settings)
         publish(settings, posts, "raw", "raw-input")
         publish(settings, posts, "warm")
         await_total(pipeline, "dedup", "manyray_dedup_posts_total", len(posts))
@@ -147,7 +146,8 @@ def encoder_alone(encoder: Encoder, posts: list[str]) -> Speed:
         engine.warm_up()
         began_cpu_s, began_s = clock.cpu_s(), clock.perf_s()
         futures = [engine.submit(posts[start : start + window]) for start in range(0, len(posts), window)]
-        wait(futures)
+        for future in futures:
+            future.result()
         wall_s, used_s = clock.perf_s() - began_s, clock.cpu_s() - began_cpu_s
     return Speed(len(posts) / wall_s, used_s / len(posts) * 1e6)
 

@@ -29,7 +29,7 @@ def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, by
     try:
         message = Vectors.FromString(record or b"")
     except DecodeError:
-        message = Vectors(version=version)
+        message = Vectors(version=version)  # of none, which is told below
     if message.version != version:
         return {}
     fingerprints, size, blob = split_fingerprints(message.fingerprints), message.dims * 4, message.vectors

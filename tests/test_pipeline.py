@@ -193,7 +193,8 @@ def test_two_of_each_share_the_work(settings: Settings, tweets: list[str]) -> No
 
 
 def values(pipeline: Pipeline, role: str, name: str) -> list[float]:
-    """A metric of each process of a role."""
+    """A metric of each process of a role; a process that was given up fails the test at once."""
+    pipeline.raise_failure()
     found = []
     for process, url in pipeline.metrics_urls.items():
         if process.startswith(role):

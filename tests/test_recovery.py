@@ -28,8 +28,6 @@ from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
 
-"""What is awaited comes within seconds; past this the test fails instead of hanging."""
-
 
 @pytest.fixture
 def topics(settings: Settings) -> Topics:

@@ -16,7 +16,6 @@ from streams.transport import CheckpointConsumer, CheckpointTransport
 from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.broker
-"""What is awaited comes within seconds; past this the test fails instead of hanging."""
 
 
 class App(faust.App):
