@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[repor
 from bench.machine import cpu_s, describe
 from encoders.encoder import Encoder
 from encoders.engine import Engine
-from encoders.load import load_encoder
+from encoders.load import load_encoder, warm_up
 from schemas.post import Post, encode_post
 from streams import clock
 from streams.encode import WINDOW_BATCHES
@@ -143,7 +143,6 @@ def encoder_alone(encoder: Encoder, posts: list[str]) -> Speed:
     """The yardstick of the miss path: windows of the pipeline's size through the engine, and no Kafka."""
     window = max(1, WINDOW_BATCHES * encoder.batch_tokens // TOKENS_A_POST)
     with Engine(encoder, encoder.batch_tokens) as engine:
-        engine.warm_up()
         began_cpu_s, began_s = clock.cpu_s(), clock.perf_s()
         futures = [engine.submit(posts[start : start + window]) for start in range(0, len(posts), window)]
         for future in futures:
@@ -170,6 +169,7 @@ def bench_misses(count: int, repeats: int, folder: Path) -> None:
     """The encoder alone and the whole pipeline in turn, on the same distinct posts."""
     posts = [f"{text} {number}" for number, text in enumerate(texts(count, count, seed=2))]
     encoder = load_encoder("minilm")
+    warm_up(encoder, encoder.batch_tokens)
     alone: list[Speed] = []
     whole: list[Speed] = []
     for repeat in range(repeats):

@@ -5,7 +5,7 @@ Importing it costs numpy and no torch: torch and transformers are imported when 
 
 from encoders.encoder import EncodedBatch, Encoder, Tokens
 from encoders.engine import Engine
-from encoders.load import load_encoder
+from encoders.load import load_encoder, warm_up
 from encoders.version import VersionSpec, resolve_spec
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "VersionSpec",
     "load_encoder",
     "resolve_spec",
+    "warm_up",
 ]

@@ -35,18 +35,6 @@ class Engine:
         # The computing thread itself waits for the tokens: windows keep their order, errors find their future.
         return self._computer.submit(self._encode, tokenised)
 
-    def warm_up(self) -> None:
-        """Encode short and long texts once, to pay for first-use costs before the first post does.
-
-        A device too small for `batch_tokens` shows here. On the computing thread, like all else: libgomp keeps a team
-        of threads for each thread that computes, and with more of them than cores it lets them sleep between any two
-        steps (its throttled spin count), which costs a model of small layers a tenth of its speed or more.
-
-        Raises:
-            Fatal: as `Encoder.encode`.
-        """
-        self.submit(["", "a short text", *["word " * 125] * max(1, self.batch_tokens // 128)]).result()
-
     def _tokenise(self, texts: Sequence[str]) -> tuple[Tokens, float]:
         start = self._clock()
         tokens = self.encoder.tokenise(texts)

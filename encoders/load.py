@@ -36,3 +36,12 @@ def _folder(source: FolderSource | HubSource) -> Path:
     from encoders.hub import download  # noqa: PLC0415 - the network's library, for a hub id only
 
     return download(source.repo, source.revision)
+
+
+def warm_up(encoder: Encoder, batch_tokens: int = 1_024) -> None:
+    """Encode short and long texts once, to pay for first-use costs before the first post does.
+
+    With the engine's own `batch_tokens`, a device too small for it shows here. Fatal: as `Encoder.encode`.
+    """
+    texts = ["", "a short text", *["word " * 125] * max(1, batch_tokens // 128)]
+    encoder.encode(encoder.tokenise(texts), batch_tokens)

@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition
 
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
-from encoders.load import load_encoder
+from encoders.load import load_encoder, warm_up
 from schemas.chunk import parse_chunk, rekey
 from schemas.content import fingerprinter, partition_of, split_fingerprints
 from schemas.embedding import EmbeddingParts
@@ -294,9 +294,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
         device=settings.device,
     )
     batch_tokens = settings.batch_tokens or encoder.batch_tokens
+    # Here, and not on the engine's thread: see DECISIONS 23 before moving it.
+    warm_up(encoder, batch_tokens)
     window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
-        engine.warm_up()
         encode = Encode(settings, topics, metrics, engine, window_tokens=window_tokens, stop=stop)
         try:
             keep_going(encode.step, encode.recover, stop)

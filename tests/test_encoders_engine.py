@@ -80,32 +80,6 @@ def test_an_error_of_computing_reaches_its_future():
         engine.submit(["a"]).result(20)
 
 
-def test_one_thread_alone_computes():
-    """Warming up too: for another thread torch would start a second team of threads, and all would be slower."""
-    threads = []
-
-    class Noting(HashEncoder):
-        def encode(self, tokens, batch_tokens):
-            threads.append(threading.get_ident())
-            return super().encode(tokens, batch_tokens)
-
-    plain = load_encoder("hash:16")
-    with Engine(Noting(plain.spec, plain.dims), 1024) as engine:
-        engine.warm_up()
-        engine.submit(["a"]).result(20)
-    assert len(threads) == 2
-    assert len(set(threads)) == 1
-
-
-def test_what_is_wrong_with_the_device_shows_when_warming_up():
-    """Before the first post, not with it."""
-    encoder = GatedEncoder()
-    encoder.dims = None
-    encoder.gate.set()
-    with Engine(encoder, 1024) as engine, pytest.raises(TypeError):
-        engine.warm_up()
-
-
 def test_close_finishes_the_window_at_work_and_cancels_the_rest():
     """No future is left hanging by a close, and nothing can be submitted after it."""
     encoder = GatedEncoder()

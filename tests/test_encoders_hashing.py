@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders import load_encoder, resolve_spec
+from encoders import load_encoder, resolve_spec, warm_up
 from schemas.errors import Fatal
 
 real_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -76,8 +76,9 @@ def test_settings_it_cannot_follow_are_refused():
             resolve_spec("hash", **settings)
 
 
-def test_it_counts_bytes_as_tokens():
+def test_it_counts_bytes_as_tokens_and_warms_up():
     """Tokens are UTF-8 bytes, none of them padding."""
     encoder = load_encoder("hash")
+    warm_up(encoder)
     encoded = encoder.encode(encoder.tokenise(["é", "", "abc"]), 1)
     assert (encoded.tokens, encoded.padded_tokens) == (5, 5)

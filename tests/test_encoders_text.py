@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from encoders import Engine, load_encoder
+from encoders import Engine, load_encoder, warm_up
 from encoders.source import parse_source
 
 TEXTS = [
@@ -29,7 +29,9 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def minilm():
     """The carried model on the CPU, loaded once."""
-    return load_encoder(device="cpu")
+    encoder = load_encoder(device="cpu")
+    warm_up(encoder)
+    return encoder
 
 
 def vectors_of(encoder, texts, batch_tokens=2048):

@@ -17,7 +17,7 @@ from transformers import (
     RobertaModel,
 )
 
-from encoders import load_encoder
+from encoders import load_encoder, warm_up
 from encoders.batching import plan_batches
 from schemas.errors import Fatal
 
@@ -224,8 +224,9 @@ def test_tokens_are_counted_as_planned(tmp_path):
 
 
 def test_no_texts_are_no_vectors(tmp_path):
-    """An empty window is (0, dims)."""
+    """An empty window is (0, dims), and warming up changes nothing."""
     encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
+    warm_up(encoder, 64)
     assert encoder.encode(encoder.tokenise([]), 64).vectors.shape == (0, 32)
 
 
