@@ -24,6 +24,7 @@ from schemas.internal_pb2 import Vectors
 from schemas.public_pb2 import CACHED, COMPUTED
 from streams import clock
 from streams.attempts import keep_going, with_retries
+from streams.failpoints import reach
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.recent import RecentVectors
@@ -190,6 +191,7 @@ class Encode:
             fingerprint for fingerprint in window.texts if fingerprint not in known and fingerprint not in lent
         ]
         future = self._engine.submit([window.texts[fingerprint].decode() for fingerprint in computing])
+        reach("encode.computing")
         self._in_flight.append(Submitted(window, computing, future, known, lent, clock.monotonic_s() - window.first_s))
 
     def _publish(self, done: Submitted) -> None:
@@ -207,6 +209,7 @@ class Encode:
         self.producer.produce_keyed(self._topics.embeddings, self._embeddings(done))
         for partition, value in pack_vectors(done.vectors, self._topics.version, self._settings.partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
+        reach("encode.sent")
         self.producer.commit(
             [TopicPartition(*place, offset) for place, offset in done.window.next_offsets.items()],
             self.member.consumer.consumer_group_metadata(),

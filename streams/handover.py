@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from streams import failpoints
 from streams.settings import PREFIX, Settings
 
 # Two underscores, so that they are no settings.
@@ -22,7 +23,7 @@ def environment_for(settings: Settings, name: str) -> dict[str, str]:
     """
     values = {**settings.model_dump(mode="json"), "salt": settings.salt.get_secret_value()}
     return {
-        **{key: value for key, value in os.environ.items() if not key.startswith(PREFIX)},
+        **{key: value for key, value in os.environ.items() if not key.startswith(PREFIX) or key == failpoints.VARIABLE},
         "PYTHONUNBUFFERED": "1",
         _SETTINGS_VARIABLE: json.dumps(values),
         _NAME_VARIABLE: name,

@@ -17,6 +17,7 @@ from schemas.internal_pb2 import Source
 from schemas.post import decode_post
 from streams import clock
 from streams.attempts import keep_going, with_retries
+from streams.failpoints import reach
 from streams.group import Member
 from streams.line import Line
 from streams.metrics import Metrics
@@ -129,6 +130,7 @@ class Ingest:
             self.metrics.chunk_bytes.observe(len(value))
         for bad in batch.rejected:
             self._reject(bad)
+        reach("ingest.sent")
         lines = {source: line.after(sent[source]) for source, line in lines.items()}
         self.producer.commit(
             [

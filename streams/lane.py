@@ -23,6 +23,7 @@ from streams import clients, clock
 from streams.attempts import with_retries
 from streams.checkpoint import KEY, Progress, read_progress
 from streams.dedup import Actions, dedup
+from streams.failpoints import reach
 from streams.metrics import Metrics
 from streams.refill import refill, vectors_by_fingerprint
 from streams.rocks_table import RocksTable
@@ -153,8 +154,10 @@ class Lane:
                     continue
                 records = self._gather(record)
                 with_retries(lambda: self._write(records), self._stopping, self._recover)  # noqa: B023
+                reach("dedup.acking")
                 for written in records:
                     written.done()
+                reach("dedup.acked")
         except Retry as error:
             _log.debug("lane %d, stopping: %s", self.partition, error)  # its next owner reads the rest again
         except ManyrayError as error:
@@ -201,6 +204,7 @@ class Lane:
             self._producer.produce_keyed(self._topics.embeddings, embed_hits(chunk, actions, head, self._parts))
             for builder in actions.misses:
                 self._produce_miss(builder)
+        reach("dedup.sent")
         self._producer.produce(self._topics.checkpoints, progress.to_bytes(), key=KEY, partition=self.partition)
         self._producer.commit()
         self.progress = progress
@@ -225,6 +229,7 @@ class Lane:
         assert self._table is not None
         if record.offset >= self._table.offset:
             vectors = vectors_by_fingerprint(record.value, self._topics.version)
+            reach("dedup.learning")
             self._table.put_many(vectors, record.offset + 1)
             self._metrics.table_learned.inc(len(vectors))
             self._note_stats()

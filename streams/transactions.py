@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.errors import Fatal, Retry
 from streams import clients, clock
+from streams.failpoints import reach
 from streams.metrics import Metrics
 from streams.settings import Settings
 
@@ -50,6 +51,7 @@ class TransactionalProducer:
         self._shared_id = shared_id
         self._settings = settings
         self.transactional_id = transactional_id
+        self._stage = transactional_id.split(".")[1]  # for failpoints: ingest, dedup or encode
         self._metrics = metrics
         self._began_s = 0.0
         self._producer: Producer | None = None
@@ -69,6 +71,7 @@ class TransactionalProducer:
         """Begin a transaction."""
         self._began_s = clock.perf_s()
         self._call(self._opened.begin_transaction)
+        reach(f"{self._stage}.began")
 
     def produce(self, topic: str, value: bytes | None, **record: Any) -> None:
         """Queue one record of the transaction; a full queue is waited for, which bounds memory."""
@@ -102,7 +105,9 @@ class TransactionalProducer:
         """
         if offsets:
             self._await(self._opened.send_offsets_to_transaction, list(offsets), group)
+        reach(f"{self._stage}.committing")
         self._await(self._opened.commit_transaction)
+        reach(f"{self._stage}.committed")
         self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
 
     def close(self) -> None:
