@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from schemas.errors import Retry
 from schemas.internal_pb2 import Checkpoint, Chunk, Source
 from streams import clients, clock
-from streams.line import follow
+from streams.line import follow, is_repeat
 from streams.settings import Settings
 
 _log = logging.getLogger("manyray.checkpoint")
@@ -28,8 +28,8 @@ class Progress:
     lookups_offset: int = 0
     sources: dict[tuple[str, int], Source] = field(default_factory=dict[tuple[str, int], Source])
 
-    def after(self, chunk: Chunk, offset: int, *, accept_gaps: bool = False) -> "Progress":
-        """The progress once the chunk at `offset` is done.
+    def after(self, chunk: Chunk, offset: int, *, accept_gaps: bool = False, repeats: bool = False) -> "Progress":
+        """The progress once the chunk at `offset` is done; `repeats` says whether numbers may come again.
 
         Raises:
             Fatal: chunks before it are missing, unless `accept_gaps`.
@@ -37,8 +37,11 @@ class Progress:
         sources = dict(self.sources)
         for source in chunk.sources:
             place = (source.topic, source.partition)
+            seen = sources.get(place)
+            if repeats and is_repeat(seen, source):
+                continue
             if not accept_gaps:
-                follow(sources.get(place), source)
+                follow(seen, source)
             sources[place] = source
         return Progress(offset + 1, sources)
 

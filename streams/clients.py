@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import Fatal, Retry
@@ -114,8 +114,12 @@ def watermarks(reader: Consumer, topic: str, partition: int) -> tuple[int, int]:
         raise Retry(f"offsets of {topic}/{partition}: {error.args[0].str()}") from None
 
 
-def producer(settings: Settings, transactional_id: str | None = None) -> Producer:
-    """An idempotent producer, transactional if it is given an id.
+def producer(
+    settings: Settings,
+    transactional_id: str | None = None,
+    on_failed: Callable[[KafkaError | None, Message], None] | None = None,
+) -> Producer:
+    """An idempotent producer, transactional if it is given an id; `on_failed` hears of records that were not taken.
 
     Keys go to the partition that Java's clients choose (murmur2), so that both find a key in the same place.
     """
@@ -134,6 +138,8 @@ def producer(settings: Settings, transactional_id: str | None = None) -> Produce
         properties["transactional.id"] = transactional_id
         properties["transaction.timeout.ms"] = settings.transaction_timeout_ms
         properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
+    if on_failed is not None:
+        properties["on_delivery"] = on_failed  # of failures only, as set above
     return _made(Producer, properties)
 
 

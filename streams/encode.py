@@ -31,7 +31,7 @@ from streams.recent import RecentVectors
 from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
-from streams.transactions import KeyValue, TransactionalProducer
+from streams.transactions import KeyValue, StageProducer
 from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
@@ -99,7 +99,7 @@ class Encode:
         self._window = Window()
         self._in_flight: deque[Submitted] = deque()
         self._dropped = False
-        self.producer = TransactionalProducer(
+        self.producer = StageProducer.create(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
         with_retries(self.producer.open, stop)
@@ -212,7 +212,7 @@ class Encode:
         reach("encode.sent")
         self.producer.commit(
             [TopicPartition(*place, offset) for place, offset in done.window.next_offsets.items()],
-            self.member.consumer.consumer_group_metadata(),
+            self.member.consumer,
         )
         for fingerprint, vector in done.vectors.items():
             self._recent.put(fingerprint, vector)

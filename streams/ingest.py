@@ -25,7 +25,7 @@ from streams.packing import Packer
 from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
-from streams.transactions import TransactionalProducer
+from streams.transactions import StageProducer
 
 _log = logging.getLogger("manyray.ingest")
 
@@ -73,7 +73,7 @@ class Ingest:
     topics: Topics
     metrics: Metrics
     member: Member
-    producer: TransactionalProducer
+    producer: StageProducer
     packer: Packer
     lines: dict[SourceKey, Line] = field(default_factory=dict[SourceKey, Line])
 
@@ -85,7 +85,7 @@ class Ingest:
             Retry: `stop` was set before the brokers answered.
             Fatal: they did not answer.
         """
-        producer = TransactionalProducer(
+        producer = StageProducer.create(
             settings, f"manyray.ingest.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
         with_retries(producer.open, stop)
@@ -137,7 +137,7 @@ class Ingest:
                 TopicPartition(*source, offset, metadata=str(lines[source]))
                 for source, offset in batch.next_offsets.items()
             ],
-            self.member.consumer.consumer_group_metadata(),
+            self.member.consumer,
         )
         # Only what is committed may be remembered: after a failure the lines are read back from Kafka.
         self.lines.update(lines)

@@ -31,7 +31,7 @@ from streams.settings import Settings
 from streams.table import Table
 from streams.tiered_table import TieredTable
 from streams.topics import Topics
-from streams.transactions import KeyValue, TransactionalProducer
+from streams.transactions import KeyValue, StageProducer
 
 _log = logging.getLogger("manyray.lane")
 
@@ -73,7 +73,7 @@ class Lane:
         self._fingerprint = fingerprinter(self._topics.version, self._settings.salt.get_secret_value())
         self._parts = EmbeddingParts(self._topics.ray, self._topics.version)
         self._stopping = threading.Event()
-        self._producer = TransactionalProducer(
+        self._producer = StageProducer.create(
             self._settings, f"manyray.dedup.{self._topics.ray}.{partition}", self._metrics, self._stopping
         )
         self._table: Table | None = None
@@ -188,13 +188,14 @@ class Lane:
     def _write(self, records: Sequence[Record]) -> None:
         """One transaction. Nothing of the lane changes before it is committed, so it can be done again."""
         progress, accept_gaps = self.progress, self._settings.accept_gaps
+        repeats = self._settings.delivery == "at_least_once"
         outcome: list[tuple[Chunk, Actions]] = []
         for record in records:
             if record.offset < progress.lookups_offset:
                 continue  # done before a crash or a rebalance
             where = f"{self._topics.lookups}/{self.partition} offset {record.offset}"
             chunk = parse_chunk(record.value, where, accept_gaps=accept_gaps)
-            progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps)
+            progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
             outcome.append((chunk, self._decide(chunk)))
         if not outcome:
             return
@@ -205,6 +206,7 @@ class Lane:
             for builder in actions.misses:
                 self._produce_miss(builder)
         reach("dedup.sent")
+        self._producer.settle()
         self._producer.produce(self._topics.checkpoints, progress.to_bytes(), key=KEY, partition=self.partition)
         self._producer.commit()
         self.progress = progress

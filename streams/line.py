@@ -41,6 +41,11 @@ class Line:
         return Line(self.epoch_ms, tuple(old + new for old, new in zip(self.sequences, sent, strict=True)))
 
 
+def is_repeat(seen: Source | None, new: Source) -> bool:
+    """Whether a number was seen before: at least once, an ingest that died is followed by one that repeats some."""
+    return seen is not None and (new.epoch_ms, new.sequence) <= (seen.epoch_ms, seen.sequence)
+
+
 def follow(seen: Source | None, new: Source) -> None:
     """Check that a chunk is the next one of its line.
 

@@ -57,6 +57,10 @@ class Settings(BaseModel):
 
     text_bytes_max: int = Field(default=65_536, ge=1, le=262_144, description="a post with a longer text is rejected")
     chunk_posts_max: int = Field(default=500, ge=1, le=10_000, description="most posts in one internal record")
+    delivery: Literal["exactly_once", "at_least_once"] = Field(
+        default="exactly_once",
+        description="at_least_once is sooner, and doubles some embeddings after a crash; all roles need the same",
+    )
     commit_interval_ms: int = Field(
         default=50,
         ge=1,

@@ -1,8 +1,10 @@
-"""A transactional producer whose every failure is Retry or Fatal, and whose one cure is to be built anew.
+"""What the stages write with: a producer whose every failure is Retry or Fatal, and whose one cure is to be built anew.
 
 librdkafka tells abortable, retriable, fenced and timed-out errors apart. We do not need to: a new producer with the
 same transactional id ends whatever the old one left open (`init_transactions` waits for it), and the caller then
 reads from Kafka what was committed. That also covers results that stay unknown (librdkafka has no KIP-890).
+
+At least once the same steps go without a transaction: records are flushed before what says that they are done.
 """
 
 import contextlib
@@ -11,7 +13,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.errors import Fatal, Retry
 from streams import clients, clock
@@ -31,8 +33,8 @@ KeyValue = tuple[bytes, bytes]
 _FENCED = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 
 
-class TransactionalProducer:
-    """One transactional id's producer; used by one thread."""
+class StageProducer:
+    """A stage's producer, which can be built anew; used by one thread. `create` says which of the two kinds it is."""
 
     def __init__(
         self,
@@ -51,27 +53,53 @@ class TransactionalProducer:
         self._shared_id = shared_id
         self._settings = settings
         self.transactional_id = transactional_id
-        self._stage = transactional_id.split(".")[1]  # for failpoints: ingest, dedup or encode
+        self._stage = transactional_id.removeprefix("manyray.").partition(".")[0]  # names its failpoints
         self._metrics = metrics
         self._began_s = 0.0
         self._producer: Producer | None = None
 
+    @classmethod
+    def create(
+        cls,
+        settings: Settings,
+        transactional_id: str,
+        metrics: Metrics,
+        stop: threading.Event,
+        *,
+        shared_id: bool = True,
+    ) -> "StageProducer":
+        """The producer that the setting `delivery` asks for."""
+        kind = TransactionalProducer if settings.delivery == "exactly_once" else FlushedProducer
+        return kind(settings, transactional_id, metrics, stop, shared_id=shared_id)
+
     def open(self) -> None:
-        """Build the producer anew: fences an older one of the same id, and ends its open transaction.
+        """Build the producer anew.
 
         Raises:
             Retry: the brokers did not answer in time.
             Fatal: this id may not be used.
         """
-        self.close()
-        self._producer = clients.producer(self._settings, self.transactional_id)
-        self._await(self._producer.init_transactions)
+        raise NotImplementedError
 
     def begin(self) -> None:
-        """Begin a transaction."""
+        """Begin with the records that are to be committed together."""
         self._began_s = clock.perf_s()
-        self._call(self._opened.begin_transaction)
-        reach(f"{self._stage}.began")
+
+    def settle(self) -> None:
+        """Wait until what was produced so far cannot be lost if what is produced next is there.
+
+        Raises:
+            Retry: it may be lost: call `open`, then read what was committed.
+        """
+
+    def commit(self, offsets: Sequence[TopicPartition] = (), consumer: Consumer | None = None) -> None:
+        """Commit, together with the offsets of a consumer's group if given.
+
+        Raises:
+            Retry: nothing, or perhaps all, of it was committed: call `open`, then read what was.
+            Fatal: this producer may never write again: another one has taken its place.
+        """
+        raise NotImplementedError
 
     def produce(self, topic: str, value: bytes | None, **record: Any) -> None:
         """Queue one record of the transaction; a full queue is waited for, which bounds memory."""
@@ -95,20 +123,6 @@ class TransactionalProducer:
                 produce(topic, value, key)
             except (BufferError, KafkaException):
                 self.produce(topic, value, key=key)
-
-    def commit(self, offsets: Sequence[TopicPartition] = (), group: object = None) -> None:
-        """Commit, together with a consumer group's offsets if given.
-
-        Raises:
-            Retry: nothing, or perhaps all, of it was committed: call `open`, then read what was.
-            Fatal: this producer may never write again: another one has taken its place.
-        """
-        if offsets:
-            self._await(self._opened.send_offsets_to_transaction, list(offsets), group)
-        reach(f"{self._stage}.committing")
-        self._await(self._opened.commit_transaction)
-        reach(f"{self._stage}.committed")
-        self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
 
     def close(self) -> None:
         """Drop the producer and what it has not sent; an open transaction is left to be ended by the next one."""
@@ -159,5 +173,75 @@ class TransactionalProducer:
             )
         if error.code() in (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             return Fatal(f"not allowed to write as {self.transactional_id}: {error.str()}; grant it in the ACLs")
-        _log.warning("transaction of %s failed, to be retried: %s", self.transactional_id, error.str())
-        return Retry(f"transaction of {self.transactional_id}: {error.str()}")
+        return self._retry(error.str())
+
+    def _retry(self, why: str) -> Retry:
+        _log.warning("transaction of %s failed, to be retried: %s", self.transactional_id, why)
+        return Retry(f"transaction of {self.transactional_id}: {why}")
+
+
+class TransactionalProducer(StageProducer):
+    """Exactly once: records, offsets and checkpoint are one transaction of one transactional id."""
+
+    def open(self) -> None:
+        """Build the producer anew: fences an older one of the same id, and ends its open transaction."""
+        self.close()
+        self._producer = clients.producer(self._settings, self.transactional_id)
+        self._await(self._producer.init_transactions)
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        super().begin()
+        self._call(self._opened.begin_transaction)
+        reach(f"{self._stage}.began")
+
+    def commit(self, offsets: Sequence[TopicPartition] = (), consumer: Consumer | None = None) -> None:
+        """Commit the transaction, with the offsets."""
+        if consumer is not None:
+            group = consumer.consumer_group_metadata()
+            self._await(self._opened.send_offsets_to_transaction, list(offsets), group)
+        reach(f"{self._stage}.committing")
+        self._await(self._opened.commit_transaction)
+        reach(f"{self._stage}.committed")
+        self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
+
+
+class FlushedProducer(StageProducer):
+    """At least once: what says that records are done is written when the brokers have them; nobody is fenced."""
+
+    _failed: KafkaError | None = None
+
+    def open(self) -> None:
+        """Build the producer anew; what the old one sent and was not told of may be there, and comes again."""
+        self.close()
+        self._failed = None
+        self._producer = clients.producer(self._settings, on_failed=self._on_failed)
+
+    def begin(self) -> None:
+        """Begin; nothing is told to the brokers."""
+        super().begin()
+        reach(f"{self._stage}.began")
+
+    def settle(self) -> None:
+        """Wait until the brokers have every record."""
+        began_s = clock.monotonic_s()
+        while self._opened.flush(_SLICE_S):
+            if clock.monotonic_s() - began_s > (STOP_WAIT_S if self._stop.is_set() else WAIT_S):
+                raise self._retry(f"not taken by the brokers within {clock.monotonic_s() - began_s:.0f} s")
+        if self._failed is not None:
+            raise self._classify(KafkaException(self._failed))
+
+    def commit(self, offsets: Sequence[TopicPartition] = (), consumer: Consumer | None = None) -> None:
+        """Wait until the brokers have every record, then commit the offsets."""
+        self.settle()
+        reach(f"{self._stage}.committing")
+        if consumer is not None:
+            try:
+                consumer.commit(offsets=list(offsets), asynchronous=False)
+            except KafkaException as error:
+                raise self._classify(error) from None
+        reach(f"{self._stage}.committed")
+        self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
+
+    def _on_failed(self, error: KafkaError | None, _: Message) -> None:
+        self._failed = error

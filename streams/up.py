@@ -44,14 +44,15 @@ class RoleProcess:
     A process that dies before it was ever ready is given up at once, as what is wrong will not mend itself.
     """
 
-    def __init__(self, role: str, name: str, settings: Settings, changed: threading.Condition) -> None:
-        """`changed` is notified of every change of the three attributes below."""
+    def __init__(self, role: str, name: str, settings: Settings, changed: threading.Condition, module: str) -> None:
+        """`changed` is notified of every change of the three attributes below; `module` is run with the role's name."""
         self.role = role
         self.name = name
         self.ready = False
         self.metrics_url = ""
         self.failure: Fatal | None = None
         self._changed = changed
+        self._module = module
         self._level = settings.log_level
         # What is logged at info tells when a process is ready, so it is never less; `_take` drops the rest.
         seen = settings.model_copy(update={"log_level": "debug" if settings.log_level == "debug" else "info"})
@@ -113,7 +114,7 @@ class RoleProcess:
         self._last_words = ""
         self._process = subprocess.Popen(
             # -P: a folder `schemas` in the user's working folder must not hide ours.
-            [sys.executable, "-P", "-m", "manyray", self.role],
+            [sys.executable, "-P", "-m", self._module, self.role],
             env={**self._environment, RESTARTS_VARIABLE: str(restarts)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -162,14 +163,16 @@ class Pipeline:
 
     The embedded broker runs on `settings.data_dir` unless `settings.bootstrap_servers` names others; its topics are
     created, those of others only checked. `roles` says how many processes of each; one of each if it is not given.
+    `module` is what runs a role: a test may start it in another way.
     """
 
-    def __init__(self, settings: Settings, roles: Mapping[str, int] | None = None) -> None:
+    def __init__(self, settings: Settings, roles: Mapping[str, int] | None = None, *, module: str = "manyray") -> None:
         self.settings = settings
         """As given; with `bootstrap_servers` filled in once it has started."""
         self._roles = dict(roles) if roles is not None else dict.fromkeys(ROLES, 1)
         if unknown := set(self._roles) - set(ROLES):
             raise Fatal(f"unknown role {unknown.pop()}: roles are {', '.join(ROLES)}")
+        self._module = module
         self._changed = threading.Condition()
         self._processes: list[RoleProcess] = []
         self._started: Counter[str] = Counter()
@@ -257,7 +260,7 @@ class Pipeline:
         port = self.settings.metrics_port and self.settings.metrics_port + len(self._processes)
         name = role if number == 1 else f"{role}-{number}"
         settings = self.settings.model_copy(update={"metrics_port": port})
-        process = RoleProcess(role, name, settings, self._changed)
+        process = RoleProcess(role, name, settings, self._changed, self._module)
         self._processes.append(process)
         process.start()
 

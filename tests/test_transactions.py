@@ -199,7 +199,7 @@ def test_offsets_are_committed_with_the_records(settings, topic, transactional_i
     producer = opened(settings, transactional_id)
     producer.begin()
     producer.produce(topic, b"with", partition=0)
-    producer.commit([TopicPartition(topic, 0, 5, metadata="1:2,3")], member.consumer_group_metadata())
+    producer.commit([TopicPartition(topic, 0, 5, metadata="1:2,3")], member)
     producer.begin()
     producer.produce(topic, b"without", partition=0)
     producer.open()
