@@ -7,7 +7,7 @@ hold any character.
 """
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,8 @@ def choose_nodes(brokers: int, port: int) -> list[Node]:
     return [Node(index + 1, ports[index], ports[brokers + index]) for index in range(brokers)]
 
 
-def server_properties(node: Node, nodes: Sequence[Node]) -> str:
-    """The `server.properties` of `node` in the cluster `nodes` (one or three).
+def server_properties(node: Node, nodes: Sequence[Node], changes: Mapping[str, str] | None = None) -> str:
+    """The `server.properties` of `node` in the cluster `nodes` (one or three), with `changes`.
 
     Suited to transactions on a small machine: Kafka's defaults stand unless a line here says otherwise.
     """
@@ -114,13 +114,16 @@ def server_properties(node: Node, nodes: Sequence[Node]) -> str:
         "broker.session.timeout.ms": 5_000,
         "controlled.shutdown.enable": "true",
     }
-    return "".join(f"{name}={value}\n" for name, value in lines.items())
+    return "".join(f"{name}={value}\n" for name, value in {**lines, **(changes or {})}.items())
 
 
-def write_settings(folder: Path, node: Node, nodes: Sequence[Node]) -> None:
-    """Write what the server reads at its start into `folder`, which is made if need be."""
+def write_settings(folder: Path, node: Node, nodes: Sequence[Node], changes: Mapping[str, str] | None = None) -> None:
+    """Write what the server reads at its start into `folder`, which is made if need be.
+
+    `changes` are properties that differ from those of the embedded broker.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "server.properties").write_text(server_properties(node, nodes), "ascii")
+    (folder / "server.properties").write_text(server_properties(node, nodes, changes), "ascii")
     log4j2 = importlib.resources.files("streams") / "kafka_log4j2.properties"
     (folder / "log4j2.properties").write_text(log4j2.read_text("ascii"), "ascii")
 

@@ -1,0 +1,394 @@
+"""TCP proxies that misbehave on command: partitions, latency, resets, and Kafka's replies held back.
+
+All links are served by one event loop on one thread, which looks at no byte but the heads of Kafka's frames. It shares
+Python's lock with the test: what computes for long belongs in another process.
+"""
+
+import asyncio
+import math
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Collection, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from faults.frames import Conversation
+
+LINE_BYTES_MAX = 64 << 20
+"""Bytes of one connection that may be on their way in one direction: at more its source is not read, and has to wait.
+
+Through a link of 0.5 s that is 128 MB/s.
+"""
+
+_CALL_S_MAX = 30.0
+_BACKLOG = 1024  # connections that wait to be accepted
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST, and not FIN
+
+Result = TypeVar("Result")
+
+
+class Proxies:
+    """The thread that serves links; a context manager that ends with every link and connection closed."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
+        self._links: list[Link] = []
+
+    def link(self, listen_host: str, target_host: str, target_port: int, listen_port: int = 0) -> "Link":
+        """A new link, which listens when this returns; its target may come later. `listen_port` 0 is any free one.
+
+        Raises OSError if it cannot listen there.
+        """
+        listener = socket.create_server((listen_host, listen_port), backlog=_BACKLOG)
+        link = Link(self, listener, (target_host, target_port))
+        self._links.append(link)
+        self.run(link.open())
+        return link
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run it on the loop's thread, and return what it returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_CALL_S_MAX)
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close every link and connection, and end the thread."""
+        for link in self._links:
+            self.run(link.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Faults:
+    """What is wrong with a link."""
+
+    cut_to_target: bool = False
+    cut_to_client: bool = False
+    refuse: bool = False
+    delay_s: float = 0.0
+    held_apis: frozenset[int] = frozenset()
+    hold_s: float = 0.0
+
+    @property
+    def cut(self) -> bool:
+        return self.cut_to_target or self.cut_to_client
+
+
+class Link:
+    """A port whose connections are forwarded to a target; made by `Proxies.link`.
+
+    Its controls may be called from any thread, and are in force when they return. They add up until `heal`; the same
+    control again replaces what it said before.
+    """
+
+    def __init__(self, proxies: Proxies, listener: socket.socket, target: tuple[str, int]) -> None:
+        self.host: str = listener.getsockname()[0]
+        self.port: int = listener.getsockname()[1]
+        self.target = target
+        self.faults = _Faults()
+        self.connections: set[_Connection] = set()
+        self.held = 0
+        """How many replies `hold_replies` has held back so far."""
+        self._proxies = proxies
+        self._listener = listener
+        self._server: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port` where it listens."""
+        return f"{self.host}:{self.port}"
+
+    def cut(self, *, to_target: bool = True, to_client: bool = True) -> None:
+        """A partition, in one direction or both: bytes are held back, and nobody is told.
+
+        As TCP would send them again, they go on after `heal`. Connections stay open; new ones are accepted, and reach
+        the target after `heal` if their client is still there. What was already handed to the system may arrive. The
+        sender has to wait when its system's buffers and ours are full, some MB.
+        """
+        self._become(replace(self.faults, cut_to_target=to_target, cut_to_client=to_client))
+
+    def refuse(self) -> None:
+        """Reset all connections, and every new one as soon as it is made."""
+        self._become(replace(self.faults, refuse=True))
+        self.reset()
+
+    def delay(self, seconds: float) -> None:
+        """Let every byte arrive `seconds` later, in each direction; as many bytes a second as before may pass."""
+        self._become(replace(self.faults, delay_s=seconds))
+
+    def hold_replies(self, apis: Collection[int], seconds: float | None = None) -> None:
+        """Hold the target's replies to requests of these Kafka APIs back, for `seconds` or, if None, for good.
+
+        What follows on the connection waits behind such a reply, as TCP keeps order; `heal` resets a connection whose
+        reply was held for good. Requests that were sent before count too.
+        """
+        hold_s = math.inf if seconds is None else seconds
+        self._become(replace(self.faults, held_apis=frozenset(apis), hold_s=hold_s))
+
+    def reset(self) -> None:
+        """Reset (RST) all connections on both sides, now."""
+
+        async def reset() -> None:
+            for connection in list(self.connections):
+                connection.reset()
+
+        self._proxies.run(reset())
+
+    def heal(self) -> None:
+        """Be a good link again; what was held back goes on at once."""
+
+        async def forgive() -> None:
+            for connection in list(self.connections):
+                connection.forgive()
+
+        self._become(_Faults())
+        self._proxies.run(forgive())
+
+    def _become(self, faults: _Faults) -> None:
+        async def become() -> None:
+            self.faults = faults
+            for connection in list(self.connections):
+                connection.go_on()
+
+        self._proxies.run(become())
+
+    async def open(self) -> None:
+        """Begin to accept; for `Proxies`."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self).client, sock=self._listener, backlog=_BACKLOG)
+
+    async def close(self) -> None:
+        """Accept no more and reset all connections; for `Proxies`."""
+        assert self._server
+        self._server.close()
+        dials = [dial for connection in list(self.connections) if (dial := connection.reset())]
+        await asyncio.gather(*dials, return_exceptions=True)
+
+
+class _Connection:
+    """A client's connection and the one to the target that it is forwarded to."""
+
+    def __init__(self, link: Link) -> None:
+        self.conversation = Conversation()
+        to_target = _Flow(link, self, to_target=True)
+        to_client = _Flow(link, self, to_target=False)
+        self._link = link
+        self._flows = (to_target, to_client)
+        self.client = _End(self, reads=to_target, writes=to_client)
+        self._target = _End(self, reads=to_client, writes=to_target)
+        self._dial: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """The client is here."""
+        self._link.connections.add(self)
+        if self._link.faults.refuse:
+            self.reset()
+        else:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Do what the link's faults allow now."""
+        # While one direction is cut no handshake of TCP would succeed.
+        if self._dial is None and not self._link.faults.cut:
+            self._dial = asyncio.get_running_loop().create_task(self._reach_target())
+        for flow in self._flows:
+            flow.go_on()
+
+    async def _reach_target(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self._target, *self._link.target)
+        except OSError:
+            self.reset()
+
+    def forgive(self) -> None:
+        """Send on what was held, or reset if the client can no longer get all of it."""
+        if any(flow.lost for flow in self._flows):
+            self.reset()
+        else:
+            for flow in self._flows:
+                flow.forgive()
+
+    def flow_ended(self) -> None:
+        """One side has said all, and the other side knows."""
+        if all(flow.ended for flow in self._flows):
+            self._link.connections.discard(self)
+            for end in (self.client, self._target):
+                end.close()
+
+    def end_lost(self) -> None:
+        """A side is gone: if it had not said all, the other side is told by a reset."""
+        if not all(flow.ended for flow in self._flows):
+            self.reset()
+
+    def reset(self) -> asyncio.Task[None] | None:
+        """Reset both sides; returns the attempt to reach the target, which is cancelled."""
+        self._link.connections.discard(self)
+        for flow in self._flows:
+            flow.stop()
+        for end in (self.client, self._target):
+            end.reset()
+        if self._dial:
+            self._dial.cancel()
+        return self._dial
+
+
+class _End(asyncio.Protocol):
+    """A socket: one flow reads from it, the other writes to it."""
+
+    def __init__(self, connection: _Connection, *, reads: "_Flow", writes: "_Flow") -> None:
+        self._connection = connection
+        self._reads = reads
+        self._writes = writes
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._reads.source = transport
+        self._writes.sink = transport
+        if self is self._connection.client:
+            self._connection.begin()
+        else:
+            self._connection.go_on()
+
+    def data_received(self, data: bytes) -> None:  # up to 256 KiB
+        self._reads.arrive(data)
+
+    def eof_received(self) -> bool:
+        self._reads.arrive(b"")
+        return True  # it may still want to hear the rest
+
+    def pause_writing(self) -> None:
+        self._writes.sink_full = True
+        self._writes.go_on()
+
+    def resume_writing(self) -> None:
+        self._writes.sink_full = False
+        self._writes.go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.end_lost()
+
+    def close(self) -> None:
+        """Close when all is sent."""
+        if self._transport:
+            self._transport.close()
+
+    def reset(self) -> None:
+        """Close now, with RST."""
+        if self._transport and not self._transport.is_closing():
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            self._transport.abort()
+
+
+class _Piece(NamedTuple):
+    """Bytes on their way; none at all are the end of the stream."""
+
+    arrived_s: float
+    hold_s: float
+    data: bytes
+
+
+class _Flow:
+    """One direction of a connection: what its source sent, and its sink is to get later, in order."""
+
+    def __init__(self, link: Link, connection: _Connection, *, to_target: bool) -> None:
+        self.source: asyncio.Transport | None = None
+        self.sink: asyncio.Transport | None = None
+        self.sink_full = False
+        self.ended = False  # the sink was told that there is no more
+        self._link = link
+        self._connection = connection
+        self._to_target = to_target
+        self._line: deque[_Piece] = deque()
+        self._line_bytes = 0
+        self._source_ended = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether a reply is held for good."""
+        return any(piece.hold_s == math.inf for piece in self._line)
+
+    def arrive(self, data: bytes) -> None:
+        """Take what the source sent."""
+        if not data:
+            self._source_ended = True
+            if self.sink is None and self._link.faults.cut:  # it gave up; to the target it was never there
+                self._connection.reset()
+                return
+        held_from = len(data)
+        if self._to_target:
+            self._connection.conversation.ask(data)
+        else:
+            for start, api in self._connection.conversation.answer(data):
+                if api in self._link.faults.held_apis:
+                    self._link.held += 1
+                    held_from = min(held_from, start)
+        if held_from or not data:
+            self._append(data[:held_from], 0.0)
+        if held_from < len(data):
+            self._append(data[held_from:], self._link.faults.hold_s)
+        self.go_on()
+
+    def _append(self, data: bytes, hold_s: float) -> None:
+        self._line.append(_Piece(asyncio.get_running_loop().time(), hold_s, data))
+        self._line_bytes += len(data)
+
+    def go_on(self) -> None:
+        """Send what is due, and read on if there is room."""
+        if self._timer:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        faults = self._link.faults
+        cut = faults.cut_to_target if self._to_target else faults.cut_to_client
+        while self._line and self.sink and not self.sink_full and not cut:
+            arrived_s, hold_s, data = self._line[0]
+            wait_s = arrived_s + faults.delay_s + hold_s - loop.time()
+            if wait_s > 0:
+                if wait_s < math.inf:
+                    self._timer = loop.call_later(wait_s, self.go_on)
+                break
+            self._line.popleft()
+            self._line_bytes -= len(data)
+            self._send(data)
+        if self.source and not self._source_ended:
+            # A client that waits for its connection to the target is read on, to learn whether it gives up.
+            if self._line_bytes >= LINE_BYTES_MAX or self.sink_full or (cut and self.sink):
+                self.source.pause_reading()
+            else:
+                self.source.resume_reading()
+
+    def _send(self, data: bytes) -> None:
+        assert self.sink
+        if data:
+            self.sink.write(data)
+            return
+        with suppress(OSError):  # the sink has just been reset: we shall hear of it
+            self.sink.write_eof()
+        self.ended = True
+        self._connection.flow_ended()
+
+    def forgive(self) -> None:
+        """Hold nothing back any longer."""
+        self._line = deque(piece._replace(hold_s=0.0) for piece in self._line)
+        self.go_on()
+
+    def stop(self) -> None:
+        """Forget what is on its way."""
+        self._line.clear()
+        if self._timer:
+            self._timer.cancel()
