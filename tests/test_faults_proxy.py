@@ -238,6 +238,32 @@ def test_a_cut_holds_and_heal_delivers(line, settle):
     assert read(near, 3) == b"567"
 
 
+def test_a_side_that_is_reset_in_a_cut_resets_the_other_after_it(line, settle):
+    """A partition hides also that a process was killed."""
+    near, far = line.connect()
+    line.link.cut()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, proxy._RESET_AT_CLOSE)
+    near.close()
+    settle()
+    assert is_silent(far)
+    line.link.heal()
+    assert is_reset(far)
+
+
+def test_a_cut_holds_what_is_already_under_way(line, settle):
+    """Bytes that a delay has not let through yet do not pass in a partition either."""
+    near, far = line.connect()
+    line.link.delay(HOUR_S)
+    near.sendall(b"held")
+    settle()
+    line.link.cut()
+    line.link.delay(0)
+    settle()
+    assert is_silent(far)
+    line.link.heal()
+    assert read(far, 4) == b"held"
+
+
 @pytest.mark.parametrize("to_target", [True, False])
 def test_a_cut_may_be_one_way(line, settle, to_target):
     """The other direction of an open connection goes on; new connections get nowhere, as no handshake would."""
@@ -417,5 +443,5 @@ def pieces(data: bytes, cuts: list[int]) -> list[tuple[bytes, int]]:
 def test_a_stream_that_is_not_kafkas_names_no_api():
     """Lengths that no frame can have end the search."""
     conversation = Conversation()
-    conversation.ask(bytes(1000) + request(3, 1))
+    conversation.ask(bytes(12) + request(3, 1))
     assert list(conversation.answer(reply(1))) == []
