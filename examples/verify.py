@@ -1,0 +1,114 @@
+"""Check from outside that nothing was lost or doubled: every post is embedded once, or rejected once, and never both.
+
+python examples/verify.py HOST:PORT embeddings.textray.VERSION [--posts posts ...] [--rejected rejected]
+
+It reads the topics from start to end, with confluent-kafka and the published schema only: run it when nothing is
+written any more, while the topics still hold everything. It prints a line of JSON, and exits with 1 if all is not well.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.public_pb2 import COMPUTED, Embedding  # made from schemas/public.proto; any language's protoc makes yours
+
+Place = tuple[str, int, int]
+"""Topic, partition and offset of a post: what embeddings and rejected records name their post by."""
+
+
+def records(servers: str, topic: str) -> Iterator[Message]:
+    """Every committed record of a topic, from the start to the end as it is when that is reached."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": "verify",  # asked for by librdkafka; nothing is committed
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        found = consumer.list_topics(topic, 30).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        left = set(found.partitions)
+        consumer.assign([TopicPartition(topic, number, 0) for number in left])
+        while left:
+            for message in consumer.consume(1_000, 1.0):
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition())
+                elif not error.retriable():
+                    raise KafkaException(error)
+    finally:
+        consumer.close()
+
+
+def place_of(message: Message) -> Place:
+    """Where a record lies."""
+    return message.topic() or "", message.partition() or 0, message.offset() or 0
+
+
+def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> dict[str, int]:
+    """Count; all but the first five have to be 0 (recomputed may be more: it costs compute, and is no fault)."""
+    sent: dict[Place, bytes] = {}
+    for topic in posts:
+        for message in records(servers, topic):
+            sent[place_of(message)] = message.value() or b""
+    counts: Counter[Place] = Counter()
+    fingerprints: set[bytes] = set()
+    computed = strange = 0
+    for message in records(servers, embeddings):
+        embedding = Embedding.FromString(message.value() or b"")
+        place = (embedding.source_topic, embedding.source_partition, embedding.source_offset)
+        value = sent.get(place, b"")
+        # The id stands in the post, JSON or Protobuf, in this very spelling unless JSON escapes a character of it.
+        own_id = embedding.post_id.encode()
+        named = own_id in value or json.loads(value or b"{}").get("id") == embedding.post_id
+        strange += message.key() != own_id or not named
+        computed += embedding.origin == COMPUTED
+        fingerprints.add(embedding.fingerprint)
+        counts[place] += 1
+    embedded = len(counts)
+    turned_down = 0
+    for message in records(servers, rejected):
+        headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+        topic = headers["manyray-topic"].decode()
+        if topic in posts:
+            place = (topic, int(headers["manyray-partition"]), int(headers["manyray-offset"]))
+            strange += sent.get(place) != (message.value() or b"")
+            turned_down += counts[place] == 0
+            counts[place] += 1
+    return {
+        "posts": len(sent),
+        "embedded": embedded,
+        "rejected": turned_down,
+        "computed": computed,
+        "recomputed": computed - len(fingerprints),
+        "lost": len(sent.keys() - counts.keys()),
+        "doubled": sum(count > 1 for count in counts.values()),
+        "strange": strange + len(counts.keys() - sent.keys()),
+    }
+
+
+def main() -> int:
+    """Verify and print."""
+    parser = argparse.ArgumentParser(description="check that nothing was lost or doubled")
+    parser.add_argument("servers", help="HOST:PORT of a broker")
+    parser.add_argument("embeddings", help="topic of the embeddings of one version")
+    parser.add_argument("--posts", nargs="+", default=["posts"], help="topics of the posts")
+    parser.add_argument("--rejected", default="rejected", help="topic of the rejected posts")
+    arguments = parser.parse_args()
+    counts = verify(arguments.servers, arguments.posts, arguments.embeddings, arguments.rejected)
+    print(json.dumps(counts))
+    return 1 if counts["lost"] or counts["doubled"] or counts["strange"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Strike the pipeline with faults, and say what came of each.
+
+python -m faults [--only NAME ...] [--seeds 3 | --seed N] [--posts 100000] [--report docs/reliability.md]
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+
+from faults import brokers, processes  # noqa: F401 # pyright: ignore[reportUnusedImport] - their faults are in the list then
+from faults.fault import FAULTS
+from faults.run import Verdict, run_fault
+
+
+def main() -> int:
+    """Run faults and print a line each."""
+    parser = argparse.ArgumentParser(description="faults on real brokers, judged by an oracle")
+    parser.add_argument("--only", nargs="+", default=list(FAULTS), help="names of faults, or the starts of names")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each fault")
+    parser.add_argument("--seed", type=int, help="one run, with this seed")
+    parser.add_argument("--broken", default="", help="break the roles on purpose, as faults.launch says")
+    parser.add_argument("--posts", type=int, default=100_000, help="least posts of a run")
+    arguments = parser.parse_args()
+    seeds = range(1, arguments.seeds + 1) if arguments.seed is None else [arguments.seed]
+    chosen = [one for one in FAULTS.values() if one.name.startswith(tuple(arguments.only))]
+    failed = 0
+    for one in chosen:
+        for seed in seeds:
+            verdict = run_fault(replace(one, launch=arguments.broken or one.launch), seed, arguments.posts)
+            print(line(verdict), flush=True)
+            failed += bool(verdict.problems)
+    return 1 if failed or not chosen else 0
+
+
+def line(verdict: Verdict) -> str:
+    """A verdict for people."""
+    counts = (
+        f"{verdict.posts:>9,} posts  lost {verdict.lost}  doubled {verdict.doubled}  rejected {verdict.rejected:,}  "
+        f"recomputed {verdict.recomputed:,}  silent {verdict.silent_s:.1f} s  ({verdict.seconds:.0f} s)"
+    )
+    told = "".join(f"\n      {problem}" for problem in verdict.problems)
+    return f"{'FAIL' if verdict.problems else 'ok  '} {verdict.fault:<34} seed {verdict.seed:<3}{counts}{told}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

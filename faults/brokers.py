@@ -1,0 +1,241 @@
+"""Rows 5 to 7 and 16: brokers that end, connections that fail, and a transaction that nobody ends."""
+
+from collections.abc import Callable
+from functools import partial
+
+from confluent_kafka import Producer
+
+from faults.fault import Fault, Strike, add, fault
+from faults.frames import Api
+from faults.proxy import Link
+from faults.run import Run
+from streams import clock
+
+BOUNCES = 5
+DOWN_S = 3.0
+LONG_DOWN_S = 70.0
+PARTITION_S = 20.0
+"""Longer than the sessions of brokers (5 s) and of group members (10 s)."""
+FLAP_S = 2.0
+FLAPS = 8
+LATENCY_S = 0.5
+LATENCY_LASTS_S = 30.0
+HOLD_S = 15.0
+"""Longer than transaction_timeout_ms."""
+WHOLE_S = 120.0
+
+Find = Callable[[Run], int]
+
+
+def _leader(run: Run) -> int:
+    return run.cluster.leader(run.topics.lookups, 0)
+
+
+def _controller(run: Run) -> int:
+    return run.cluster.controller()
+
+
+def _group_coordinator(run: Run) -> int:
+    return run.cluster.coordinator_of_group(f"manyray.dedup.{run.settings.ray}")
+
+
+def _transaction_coordinator(run: Run) -> int:
+    return run.cluster.coordinator_of_transaction(f"manyray.dedup.{run.settings.ray}.0")
+
+
+TARGETS: dict[str, Find] = {
+    "leader": _leader,
+    "controller": _controller,
+    "group-coordinator": _group_coordinator,
+    "transaction-coordinator": _transaction_coordinator,
+}
+
+
+def _bounce(find: Find, run: Run, *, hard: bool) -> None:
+    """Five times: end the broker that does something, start it again, and wait until new posts come out."""
+    for _ in range(BOUNCES):
+        server = run.cluster.servers[find(run)]
+        if hard:
+            server.kill()
+        else:
+            server.stop()
+        run.rest(DOWN_S)
+        server.start()
+        run.cluster.wait_until_whole(WHOLE_S)
+        run.await_flow()
+
+
+for _name, _find in TARGETS.items():
+    for _how, _hard in (("hard", True), ("clean", False)):
+        add(Fault(f"bounce-{_name}-{_how}", 6, partial(_bounce, _find, hard=_hard), brokers=3, rate=1_500))
+
+
+@fault(6, brokers=3, rate=1_000)
+def broker_down_70_s(run: Run) -> None:
+    """One of three brokers is down for longer than any session or timeout; the others do the work meanwhile."""
+    server = run.cluster.servers[_leader(run)]
+    server.kill()
+    began_s = clock.monotonic_s()
+    run.await_flow()
+    run.rest(max(0.0, LONG_DOWN_S - (clock.monotonic_s() - began_s)))
+    server.start()
+    run.cluster.wait_until_whole(WHOLE_S)
+
+
+@fault(6, brokers=3, rate=1_000)
+def all_brokers_down_70_s(run: Run) -> None:
+    """All brokers are killed; the roles wait, or end and are started again."""
+    for server in run.cluster.servers.values():
+        server.kill()
+    run.rest(LONG_DOWN_S)
+    for server in run.cluster.servers.values():
+        server.launch()
+    run.cluster.wait_until_whole(WHOLE_S)
+
+
+@fault(6, brokers=3, rate=1_000)
+def broker_paused(run: Run) -> None:
+    """A broker that says nothing and keeps its connections, as on a host that swaps."""
+    server = run.cluster.servers[_leader(run)]
+    server.pause()
+    run.rest(PARTITION_S)
+    server.resume()
+    run.cluster.wait_until_whole(WHOLE_S)
+
+
+@fault(6, brokers=3, rate=1_000)
+def roles_started_without_brokers(run: Run) -> None:
+    """Every role is killed while no broker is there: it is started again and again until one is."""
+    for server in run.cluster.servers.values():
+        server.kill()
+    for role in ("ingest", "dedup", "encode"):
+        run.kill(role)
+    run.rest(PARTITION_S)
+    for server in run.cluster.servers.values():
+        server.launch()
+    run.cluster.wait_until_whole(WHOLE_S)
+
+
+def _clients_of_leader(run: Run) -> list[Link]:
+    return [run.cluster.clients(_leader(run))]
+
+
+def _other_brokers(run: Run) -> list[Link]:
+    """What the leader and the other brokers say to each other."""
+    leader, cluster = _leader(run), run.cluster
+    others = [other for other in cluster.servers if other != leader]
+    return [link for other in others for link in (*cluster.between(leader, other), *cluster.between(other, leader))]
+
+
+def _to_leader(run: Run) -> list[Link]:
+    """What the other brokers ask the leader for."""
+    leader, cluster = _leader(run), run.cluster
+    return [link for other in cluster.servers if other != leader for link in cluster.between(other, leader)]
+
+
+PATHS: dict[str, Callable[[Run], list[Link]]] = {"clients": _clients_of_leader, "brokers": _other_brokers}
+
+
+def _partition(links: Callable[[Run], list[Link]], run: Run, **directions: bool) -> None:
+    cut = links(run)
+    for link in cut:
+        link.cut(**directions)
+    run.rest(PARTITION_S)
+    _heal(run, cut)
+
+
+def _flap(links: Callable[[Run], list[Link]], run: Run) -> None:
+    """Cut, reset, and whole again, in turn."""
+    flapping = links(run)
+    for number in range(FLAPS):
+        for link in flapping:
+            if number % 2:
+                link.reset()
+            else:
+                link.cut()
+        run.rest(FLAP_S)
+        for link in flapping:
+            link.heal()
+        run.rest(FLAP_S)
+    _heal(run, flapping)
+
+
+def _delay(links: Callable[[Run], list[Link]], run: Run) -> None:
+    slow = links(run)
+    for link in slow:
+        link.delay(LATENCY_S)
+    run.rest(LATENCY_LASTS_S)
+    _heal(run, slow)
+
+
+def _heal(run: Run, links: list[Link]) -> None:
+    for link in links:
+        link.heal()
+    run.cluster.wait_until_whole(WHOLE_S)
+
+
+for _path, _links in PATHS.items():
+    _shapes: dict[str, Strike] = {
+        "cut": partial(_partition, _links),
+        "cut-requests": partial(_partition, _links, to_client=False),
+        "cut-replies": partial(_partition, _links, to_target=False),
+        "flap": partial(_flap, _links),
+        "latency": partial(_delay, _links),
+    }
+    for _shape, _strike in _shapes.items():
+        add(Fault(f"{_path}-{_shape}", 7, _strike, brokers=3, rate=1_000))
+add(Fault("brokers-cut-one-way", 7, partial(_partition, _to_leader), brokers=3, rate=1_000))
+
+
+def _hold(apis: tuple[Api, ...], seconds: float | None, run: Run) -> None:
+    """Hold replies of transactional calls back until some were, then be a good network again."""
+    links = [run.cluster.clients(server) for server in run.cluster.servers]
+    before = sum(link.held for link in links)
+    for link in links:
+        link.hold_replies(apis, seconds)
+    run.wait_until(lambda: sum(link.held for link in links) > before, "a reply is held back")
+    run.rest(HOLD_S + 5)
+    for link in links:
+        link.heal()
+
+
+for _api in (Api.END_TXN, Api.ADD_PARTITIONS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.PRODUCE):
+    _call = _api.name.lower().replace("_", "-")
+    add(Fault(f"delayed-{_call}", 5, partial(_hold, (_api,), HOLD_S), rate=1_000))
+    add(Fault(f"dropped-{_call}", 5, partial(_hold, (_api,), None), rate=1_000))
+
+
+@fault(5, rate=1_000)
+def dropped_init_producer_id(run: Run) -> None:
+    """Producers that are built anew are not answered: those of a dedup that was killed."""
+    link = run.cluster.clients(1)
+    before = link.held
+    link.hold_replies([Api.INIT_PRODUCER_ID])
+    run.kill("dedup")
+    run.wait_until(lambda: link.held > before, "a reply is held back")
+    run.rest(HOLD_S)
+    link.heal()
+
+
+@fault(16)
+def open_transaction_of_a_dead_client(run: Run) -> None:
+    """Somebody's transaction on `lookups` and `misses` is never ended: readers wait for its timeout, and no longer."""
+    timeout_ms = run.settings.transaction_timeout_ms
+    producer = Producer(
+        {
+            "bootstrap.servers": run.cluster.direct_servers,
+            "transactional.id": "nobody",
+            "transaction.timeout.ms": timeout_ms,
+            "log_level": 0,
+        }
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    for topic in (run.topics.lookups, run.topics.misses):
+        for partition in range(run.settings.partitions):
+            producer.produce(topic, b"never committed", partition=partition)
+    producer.flush()
+    began_s = clock.monotonic_s()
+    run.await_flow()  # the producer lives on, and does nothing: as good as dead
+    stalled_s = clock.monotonic_s() - began_s
+    assert stalled_s < timeout_ms / 1000 + 10, f"stalled for {stalled_s:.0f} s"

@@ -1,0 +1,52 @@
+"""What a fault is, and the list of all of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from faults.run import Run
+
+Strike = Callable[["Run"], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: `strike` is called while posts flow, and returns when it has struck and what it broke is whole again.
+
+    `row` groups faults in the report. `roles` says how many processes of each role run, one if it says nothing; `rate`
+    is in posts a second.
+    """
+
+    name: str
+    row: int
+    strike: Strike
+    brokers: int = 1
+    roles: Mapping[str, int] = field(default_factory=dict[str, int])
+    rate: float = 2_500
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    launch: str = ""
+    """What `faults.launch` changes in the roles before it starts them; nothing if empty."""
+    doubles: bool = False
+    """Whether posts may come out more than once."""
+    tables: bool = True
+    """Whether the tables are whole in the end."""
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def add(fault: Fault) -> None:
+    """Add a fault to the list; its name is its own."""
+    assert fault.name not in FAULTS
+    FAULTS[fault.name] = fault
+
+
+def fault(row: int, **how: Any) -> Callable[[Strike], Strike]:
+    """Add the function below as a fault; its name with hyphens is the fault's."""
+
+    def added(strike: Strike) -> Strike:
+        add(Fault(strike.__name__.replace("_", "-"), row, strike, **how))
+        return strike
+
+    return added

@@ -1,0 +1,132 @@
+"""The subscriber that runs through a fault: what it sees, how often, and for how long nothing came."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from schemas.content import partition_of
+from schemas.public_pb2 import COMPUTED, Embedding
+from streams import clock
+
+Flow = tuple[int, int]
+"""A partition of the table, and an origin: computed or cached. Each takes its own way through the pipeline."""
+
+
+class Live:
+    """Reads committed embeddings and rejected posts on a thread of its own, as they come.
+
+    Seen posts are counted by their place in the one posts topic: `counts[partition][offset]`.
+    """
+
+    def __init__(self, servers: str, posts: str, embeddings: str, rejected: str, partitions: int) -> None:
+        self.embedded = 0
+        self.rejected = 0
+        self.doubled = 0
+        self._posts, self._embeddings, self._rejected, self._partitions = posts, embeddings, rejected, partitions
+        self._counts: dict[int, npt.NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+        self._last_s: dict[Flow, float] = {}
+        self._newest_ms: dict[Flow, int] = {}
+        self._longest_s: dict[Flow, float] = {}
+        self._ending = threading.Event()
+        self.failure: Exception | None = None
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": servers,
+                "group.id": "live",  # asked for by librdkafka; nothing is committed
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "fetch.min.bytes": 100_000,  # few requests: see Publisher
+                "fetch.wait.max.ms": 100,
+                "reconnect.backoff.max.ms": 500,
+                "log_level": 0,
+            }
+        )
+        topics = self._consumer.list_topics(timeout=30).topics
+        places = [TopicPartition(name, at, 0) for name in (embeddings, rejected) for at in topics[name].partitions]
+        self._consumer.assign(places)
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+        self._thread.start()
+
+    @property
+    def seen(self) -> int:
+        """Distinct posts seen, embedded or rejected."""
+        return self.embedded + self.rejected
+
+    def watch(self) -> None:
+        """From now on, note how long each flow is silent."""
+        with self._lock:
+            now_s = clock.monotonic_s()
+            flows = [(at, origin) for at in range(self._partitions) for origin in (0, 1)]
+            self._last_s = dict.fromkeys(flows, now_s)
+            self._newest_ms = dict.fromkeys(flows, 0)
+            self._longest_s = dict.fromkeys(flows, 0.0)
+
+    def newest_ms(self) -> int:
+        """The time until which every flow has brought posts, by the clock of those who published them."""
+        with self._lock:
+            return min(self._newest_ms.values())
+
+    def silent_s(self) -> float:
+        """The longest that any flow was silent since `watch`."""
+        with self._lock:
+            now_s = clock.monotonic_s()
+            return max(max(self._longest_s[flow], now_s - last_s) for flow, last_s in self._last_s.items())
+
+    def note_end(self) -> float:
+        """`silent_s` as it is now; from now on nothing has to flow."""
+        silent_s = self.silent_s()
+        with self._lock:
+            self._last_s = {}
+        return silent_s
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._ending.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._take(self._consumer.consume(1_000, 0.1))
+        except Exception as error:  # told by whoever waits for what is seen
+            self.failure = error
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        newest_ms: dict[Flow, int] = {}
+        for message in messages:
+            if message.error() is not None:
+                continue  # brokers come and go in a fault
+            if message.topic() == self._embeddings:
+                embedding = Embedding.FromString(message.value() or b"")
+                place = (embedding.source_partition, embedding.source_offset)
+                flow = (partition_of(embedding.fingerprint, self._partitions), int(embedding.origin == COMPUTED))
+                newest_ms[flow] = max(newest_ms.get(flow, 0), embedding.posted_ms)
+                self.embedded += self._count(*place)
+            else:
+                headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+                if headers["manyray-topic"].decode() == self._posts:
+                    place = (int(headers["manyray-partition"]), int(headers["manyray-offset"]))
+                    self.rejected += self._count(*place)
+        with self._lock:
+            now_s = clock.monotonic_s()
+            for flow in newest_ms.keys() & self._last_s.keys():
+                self._newest_ms[flow] = max(self._newest_ms[flow], newest_ms[flow])
+                self._longest_s[flow] = max(self._longest_s[flow], now_s - self._last_s[flow])
+                self._last_s[flow] = now_s
+
+    def _count(self, partition: int, offset: int) -> bool:
+        """Count a post; says whether it is the first time."""
+        counts = self._counts.get(partition)
+        if counts is None or offset >= len(counts):
+            grown = np.zeros(max(65_536, 2 * offset), np.uint8)
+            if counts is not None:
+                grown[: len(counts)] = counts
+            counts = self._counts[partition] = grown
+        counts[offset] += 1
+        self.doubled += counts[offset] == 2
+        return bool(counts[offset] == 1)

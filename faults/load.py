@@ -1,0 +1,123 @@
+"""The load of a fault: posts with repeats and 1 % bad records, equal for equal seeds, published at a steady rate."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from confluent_kafka import KafkaError, Message, Producer
+
+from streams import clock
+
+NEW_SHARE = 0.3
+"""Of the posts, how many have a text that was never sent before: these are computed, the others mostly found."""
+BAD_EVERY = 100
+_AT_ONCE = 1_000
+_SAMPLE = Path(__file__).parent.parent / "manyray" / "sample_posts.txt"
+
+MALFORMED = (
+    b"{",
+    b'{"id": "x", "text": "\xff"}',
+    b'{"id": "", "text": "x"}',
+    b'{"id": "x"}',
+    b'{"id": "' + b"x" * 257 + b'", "text": "x"}',
+    b'{"id": "x", "text": "' + b"x" * 70_000 + b'"}',
+    b"",
+)
+
+
+class Load:
+    """An endless sequence of posts; so many `texts` were new, records `good` and records `bad` so far."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._random = np.random.default_rng(seed)
+        self._lines = _SAMPLE.read_text(encoding="utf-8").splitlines()
+        self.texts = 0
+        self.good = 0
+        self.bad = 0
+
+    def text(self, number: int) -> str:
+        """The text that is new as the `number`-th."""
+        return f"{self._lines[number % len(self._lines)]} {self._seed}.{number}"
+
+    def values(self) -> Iterator[bytes]:
+        """The records, one after another."""
+        while True:
+            new = self._random.random(_AT_ONCE) < NEW_SHARE
+            ages = self._random.zipf(1.1, _AT_ONCE)
+            for is_new, age in zip(new.tolist(), ages.tolist(), strict=True):
+                if (self.good + self.bad) % BAD_EVERY == BAD_EVERY - 1:
+                    self.bad += 1
+                    yield MALFORMED[self.bad % len(MALFORMED)]
+                    continue
+                if is_new or not self.texts:
+                    number, self.texts = self.texts, self.texts + 1
+                else:
+                    number = age % self.texts
+                self.good += 1
+                yield json.dumps({"id": f"p{self._seed}-{self.good}", "text": self.text(number)}).encode()
+
+
+class Publisher:
+    """Publishes a load on a thread of its own, at `rate` records a second, until told to end."""
+
+    def __init__(self, servers: str, topic: str, load: Load, rate: float) -> None:
+        self.load = load
+        self.sent = 0
+        self._topic, self._rate = topic, rate
+        self._began_s, self._began_at = clock.monotonic_s(), 0
+        self._failures: list[str] = []
+        self._ending = threading.Event()
+        # Idempotent, and patient: what it was told to send is there once, whatever happens to the brokers.
+        self._producer = Producer(
+            {
+                "bootstrap.servers": servers,
+                "enable.idempotence": True,
+                "linger.ms": 50,  # few requests: the two ends of the pipeline are not what is tried
+                "compression.type": "lz4",
+                "message.timeout.ms": 900_000,
+                "queue.buffering.max.messages": 1_000_000,
+                "log_level": 0,
+            }
+        )
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread.start()
+
+    def go_on_at(self, rate: float) -> None:
+        """Publish so many records a second from now on."""
+        self._rate, self._began_s, self._began_at = rate, clock.monotonic_s(), self.sent
+
+    def end(self) -> None:
+        """Stop sending, and wait until the brokers have everything.
+
+        Raises:
+            RuntimeError: they did not take a record, or not in five minutes.
+        """
+        self._ending.set()
+        self._thread.join()
+        left = self._producer.flush(300)
+        if left or self._failures:
+            raise RuntimeError(f"{left} records of the load not delivered, {self._failures[:1]}")
+
+    def _run(self) -> None:
+        values = self.load.values()
+        while not self._ending.is_set():
+            if self.sent - self._began_at > (clock.monotonic_s() - self._began_s) * self._rate:
+                self._producer.poll(0.005)
+            else:
+                self._send(next(values))
+                self.sent += 1
+
+    def _send(self, value: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(self._topic, value, on_delivery=self._delivered)
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            self._failures.append(error.str())

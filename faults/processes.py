@@ -1,0 +1,76 @@
+"""Rows 1 to 4 and 14: processes that are killed, stopped, or fail at the worst step."""
+
+import os
+import signal
+from pathlib import Path
+
+from faults.fault import Fault, Strike, add
+from faults.run import Run
+
+STEPS = {
+    "dedup": ("began", "sent", "committing", "committed", "acking", "acked", "learning"),
+    "ingest": ("began", "sent", "committing", "committed"),
+    "encode": ("computing", "began", "sent", "committing", "committed"),
+}
+ROWS = {"dedup": 1, "ingest": 2, "encode": 3}
+COMMIT_S = 0.03
+"""About what a commit takes: a kill within it strikes before, in, or after what the coordinator does."""
+
+
+def _kill_at(role: str, step: str) -> Strike:
+    def strike(run: Run) -> None:
+        after_s = f" {run.random.random() * COMMIT_S:.4f}" if step == "committing" else ""
+        run.strike_at(f"{role}.{step}", f"kill{after_s}")
+
+    return strike
+
+
+def _freeze_at(role: str, step: str) -> Strike:
+    """Stop the owner within a transaction, let a successor take over and commit, then let the owner go on."""
+
+    def strike(run: Run) -> None:
+        run.strike_at(f"{role}.{step}", "stop")
+        run.wait_until(lambda: _stopped(run), f"a process of {role} is stopped")
+        (zombie,) = _stopped(run)
+        run.await_flow()
+        os.kill(zombie, signal.SIGCONT)
+
+    return strike
+
+
+def _stopped(run: Run) -> list[int]:
+    return [pid for pid in run.pipeline.pids.values() if _state(pid) == "T"]
+
+
+def _state(pid: int) -> str:
+    """One letter, as `ps` shows it: T is stopped by a signal."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
+    except FileNotFoundError:
+        return ""
+
+
+def _fail_at(point: str, action: str) -> Strike:
+    def strike(run: Run) -> None:
+        run.strike_at(point, action)
+
+    return strike
+
+
+for _role, _steps in STEPS.items():
+    for _step in _steps:
+        add(Fault(f"kill-{_role}-{_step}", ROWS[_role], _kill_at(_role, _step)))
+    add(
+        Fault(
+            f"kill-{_role}-at-least-once",
+            ROWS[_role],
+            _kill_at(_role, "committing"),
+            settings={"delivery": "at_least_once"},
+            doubles=True,
+        )
+    )
+    add(Fault(f"kill-{_role}-with-standby", ROWS[_role], _kill_at(_role, "sent"), roles={_role: 2}))
+    for _step in ("began", "sent"):
+        add(Fault(f"zombie-{_role}-{_step}", 4, _freeze_at(_role, _step), roles={_role: 2}))
+    add(Fault(f"retry-{_role}-after-commit", 14, _fail_at(f"{_role}.committed", "raise")))
+    add(Fault(f"crash-{_role}-after-commit", 14, _fail_at(f"{_role}.committed", "crash")))

@@ -1,0 +1,270 @@
+"""One run of a fault: brokers, roles, posts and subscriber; the fault; and the verdict of the oracle."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TextIO
+
+import numpy as np
+
+from faults.cluster import Cluster
+from faults.fault import Fault
+from faults.inside import find_problems
+from faults.live import Live
+from faults.load import Load, Publisher
+from streams import clock, failpoints
+from streams.metrics import read_metrics
+from streams.settings import Settings, load_settings
+from streams.topics import Topics, create_topics
+from streams.up import ROLES, Pipeline
+from streams.version import version_of
+
+ROOT = Path(__file__).parent.parent
+LOGS = ROOT / "build" / "faults"
+WAIT_S = 180.0
+"""For anything that is to happen; a fault that takes longer is told as a failure."""
+STRUCK_AT = 0.1
+"""Of the posts: so many have come out before the fault strikes."""
+BACKLOG_S = 1.0
+"""Before a fault strikes, at most so much of the load is under way: a backlog would hide that nothing is done."""
+REST_RATE = 20_000
+"""Posts a second once the fault is over: what is left of the load."""
+
+
+class FaultError(Exception):
+    """A run could not be carried through; the message says what did not happen."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the oracle says of a run; `problems` is empty if all is well."""
+
+    fault: str
+    seed: int
+    posts: int
+    rejected: int
+    lost: int
+    doubled: int
+    recomputed: int
+    silent_s: float
+    """The longest that any flow of output was silent from the strike on."""
+    seconds: float
+    problems: list[str] = field(default_factory=list[str])
+
+
+class Run:
+    """What a fault may touch while posts flow."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, pipeline: Pipeline, live: Live, seed: int) -> None:
+        self.cluster = cluster
+        self.settings = settings
+        self.topics = Topics.of(settings, version_of(settings))
+        self.pipeline = pipeline
+        self.live = live
+        self.random = np.random.default_rng(seed)
+        self.points = Path(os.environ[failpoints.VARIABLE])
+
+    def arm(self, point: str, action: str) -> None:
+        """Arm a failpoint; written beside and moved, so that nobody reads half of it."""
+        fresh = self.points / f".{point}"
+        fresh.write_text(action)
+        fresh.rename(self.points / point)
+
+    def strike_at(self, point: str, action: str) -> None:
+        """Arm a failpoint, and wait until a role reached it."""
+        self.arm(point, action)
+        self.wait_until(lambda: not (self.points / point).exists(), f"{point} is reached")
+
+    def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal every process of a role, as an operator or the kernel does."""
+        for name, pid in self.pipeline.pids.items():
+            if name.partition("-")[0] == role:
+                os.kill(pid, number)
+
+    def metric(self, role: str, name: str) -> float:
+        """The sum of a metric over the processes of a role that answer."""
+        total = 0.0
+        for process, url in self.pipeline.metrics_urls.items():
+            if process.partition("-")[0] == role:
+                with contextlib.suppress(OSError):
+                    total += sum(sample.value for sample in read_metrics(url) if sample.name == name)
+        return total
+
+    def rest(self, seconds: float) -> None:
+        """Let a fault last."""
+        clock.sleep_s(seconds)
+        self.raise_failure()
+
+    def wait_until(self, true: Callable[[], object], what: str, wait_s: float = WAIT_S) -> None:
+        """Wait for something to happen.
+
+        Raises:
+            FaultError: it did not, or a role was given up meanwhile.
+        """
+        deadline_s = clock.monotonic_s() + wait_s
+        while not true():
+            self.raise_failure()
+            if clock.monotonic_s() > deadline_s:
+                raise FaultError(f"not within {wait_s:.0f} s: {what}")
+            clock.sleep_s(0.02)
+
+    def await_flow(self) -> None:
+        """Wait until every flow has brought posts that were published from now on."""
+        from_ms = clock.now_ms()
+        self.wait_until(lambda: self.live.newest_ms() > from_ms, "new posts come out of every flow")
+
+    def await_seen(self, count: int) -> None:
+        """Wait until so many posts have come out, for as long as they do come."""
+        while (seen := self.live.seen) < count:
+            self.wait_until(lambda seen=seen: self.live.seen > seen, f"more posts than {seen} come out, of {count}")
+
+    def raise_failure(self) -> None:
+        """Raise what made the subscriber end, or a role be given up."""
+        if self.live.failure is not None:
+            raise self.live.failure
+        self.pipeline.raise_failure()
+
+
+def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
+    """Run a fault with at least so many posts, and judge it."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    began_s = clock.monotonic_s()
+    load = Load(seed)
+    with ExitStack() as held:
+        folder = Path(held.enter_context(TemporaryDirectory(prefix="manyray-fault-")))
+        held.enter_context(logged_to(held.enter_context((LOGS / f"{fault.name}-{seed}.log").open("w"))))
+        held.enter_context(environment(folder, fault.launch))
+        cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers))
+        settings = load_settings(
+            bootstrap_servers=cluster.bootstrap_servers,
+            data_dir=folder / "data",
+            model="hash",
+            replication=fault.brokers,
+            **fault.settings,
+        )
+        direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers})
+        create_topics(direct, version_of(direct))
+        silent_s, problems = _strike(fault, load, cluster, settings, seed=seed, posts=posts)
+        topics = Topics.of(settings, version_of(settings))
+        counts = verify(cluster.direct_servers, topics)
+        problems += judge(fault, counts, load)
+        problems += find_problems(direct, topics, load, tables=fault.tables)
+    return Verdict(
+        fault.name,
+        seed,
+        counts["posts"],
+        counts["rejected"],
+        counts["lost"],
+        counts["doubled"],
+        counts["recomputed"],
+        round(silent_s, 1),
+        round(clock.monotonic_s() - began_s, 1),
+        problems,
+    )
+
+
+def _strike(
+    fault: Fault, load: Load, cluster: Cluster, settings: Settings, *, seed: int, posts: int
+) -> tuple[float, list[str]]:
+    """Run the pipeline through a fault: how long its output was silent, and what was not as it should be."""
+    silent_s = math.nan
+    problems: list[str] = []
+    roles = {**dict.fromkeys(ROLES, 1), **fault.roles}
+    with ExitStack() as held:
+        pipeline = held.enter_context(Pipeline(settings, roles, module="faults.launch" if fault.launch else "manyray"))
+        pipeline.wait_ready(WAIT_S)
+        topics = Topics.of(settings, version_of(settings))
+        live = Live(cluster.direct_servers, topics.posts[0], topics.embeddings, topics.rejected, settings.partitions)
+        held.callback(live.close)
+        publisher = Publisher(cluster.direct_servers, topics.posts[0], load, fault.rate)
+        run = Run(cluster, settings, pipeline, live, seed)
+        try:
+            run.await_seen(int(posts * STRUCK_AT))
+            few = fault.rate * BACKLOG_S
+            run.wait_until(lambda: publisher.sent - live.seen < few, "what is published comes out soon")
+            live.watch()
+            fault.strike(run)
+            run.await_flow()
+            silent_s = live.note_end()
+            publisher.go_on_at(REST_RATE)
+            run.wait_until(lambda: publisher.sent >= posts, "all posts are sent")
+            publisher.end()
+            run.await_seen(publisher.sent)
+        except Exception as error:  # what had come out until then is judged all the same
+            problems.append(f"{type(error).__name__}: {error}")
+            publisher.end()
+        if live.doubled and not fault.doubles:
+            problems.append(f"{live.doubled} doubled, as the live subscriber saw it")
+    return silent_s, problems
+
+
+def judge(fault: Fault, counts: dict[str, int], load: Load) -> list[str]:
+    """What is wrong with the counts of a run, a line each."""
+    problems = [f"{counts['lost']} lost"] if counts["lost"] else []
+    if counts["doubled"] and not fault.doubles:
+        problems.append(f"{counts['doubled']} doubled")
+    if counts["strange"]:
+        problems.append(f"{counts['strange']} records do not belong to the post that they name")
+    if counts["recomputed"] < 0:
+        problems.append(f"{-counts['recomputed']} contents came out without ever being computed")
+    if (counts["embedded"], counts["rejected"]) != (load.good, load.bad):
+        problems.append(f"of {load.good} good and {load.bad} bad posts {counts} came out")
+    return problems
+
+
+def verify(servers: str, topics: Topics) -> dict[str, int]:
+    """The counts of `examples/verify.py`, which uses none of our modules, in a process of its own."""
+    program = [sys.executable, str(ROOT / "examples" / "verify.py"), servers, topics.embeddings]
+    done = subprocess.run(
+        [*program, "--posts", *topics.posts, "--rejected", topics.rejected],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=600,
+    )
+    if not done.stdout:
+        raise FaultError(f"examples/verify.py: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def environment(folder: Path, launch: str) -> Generator[None]:
+    """The variables that the roles of a run inherit."""
+    points = folder / "failpoints"
+    points.mkdir()
+    ours = {failpoints.VARIABLE: str(points), "FAULTS_LAUNCH": launch, "PYTHONPATH": str(ROOT)}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def logged_to(file: TextIO) -> Generator[None]:
+    """Everything that roles and brokers say goes to a file."""
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s harness %(levelname)s %(name)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with contextlib.redirect_stderr(file):
+            yield
+    finally:
+        root.removeHandler(handler)
