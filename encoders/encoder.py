@@ -1,6 +1,6 @@
 """The seam between the pipeline and a model: what an encoder takes and gives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,8 +51,10 @@ class Encoder(Protocol):
         """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""
         ...
 
-    def encode(self, tokens: Tokens, batch_tokens: int) -> EncodedBatch:
+    def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
         """Compute the vectors, in batches of at most `batch_tokens` tokens, padding included.
+
+        `on_batch` is called after each batch: a window may take minutes, and so is seen to move.
 
         Fatal: the device has not the memory for such a batch.
         """

@@ -22,6 +22,8 @@ class Engine:
     def __init__(self, encoder: Encoder, batch_tokens: int, clock: Callable[[], float] = perf_counter) -> None:
         self.encoder = encoder
         self.batch_tokens = batch_tokens
+        self.batches = 0
+        """Batches computed so far: it moves while a long window is under way. Any thread may read it."""
         self._clock = clock
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._computer = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -43,8 +45,11 @@ class Engine:
     def _encode(self, tokenised: Future[tuple[Tokens, float]]) -> EncodedBatch:
         tokens, tokenise_s = tokenised.result()
         start = self._clock()
-        encoded = self.encoder.encode(tokens, self.batch_tokens)
+        encoded = self.encoder.encode(tokens, self.batch_tokens, self._count)
         return replace(encoded, tokenise_s=tokenise_s, encode_s=self._clock() - start)
+
+    def _count(self) -> None:
+        self.batches += 1
 
     def close(self) -> None:
         """Finish the window that is being computed, and cancel those behind it. May be called again."""

@@ -1,7 +1,7 @@
 """The hash encoder: vectors without a model, for load tests and for tests of everything around a model."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -30,7 +30,7 @@ class HashEncoder:
         raw = [text.encode() for text in texts]
         return Tokens(np.fromiter(map(len, raw), np.int32, len(raw)), np.frombuffer(b"".join(raw), np.uint8))
 
-    def encode(self, tokens: Tokens, batch_tokens: int) -> EncodedBatch:
+    def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
         """(n, dims) float32 of norm 1. Nothing is padded, so `batch_tokens` has no say."""
         dims, shake, content = self.dims, hashlib.shake_128, tokens.ids.tobytes()
         bounds = pairwise(accumulate(tokens.lengths.tolist(), initial=0))
@@ -42,4 +42,5 @@ class HashEncoder:
             # Centred, and never 0: so the norm is never 0 either.
             np.subtract(numbers[start : start + _ROWS], np.float32(127.5), out=rows)
             rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+            on_batch()
         return EncodedBatch(vectors, tokens=len(content), padded_tokens=len(content))

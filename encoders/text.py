@@ -1,6 +1,6 @@
 """The text encoder: tokenizers' Rust tokenizer, a transformers model, batches by tokens, exact pooling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -52,8 +52,11 @@ class TextEncoder:
         return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
 
     @torch.inference_mode()
-    def encode(self, tokens: Tokens, batch_tokens: int) -> EncodedBatch:
-        """(n, dims) float32. Fatal: the device has not the memory for a batch of `batch_tokens`."""
+    def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
+        """(n, dims) float32. On a GPU `on_batch` tells of a launch.
+
+        Fatal: the device has not the memory for a batch of `batch_tokens`.
+        """
         batches = plan_batches(tokens.lengths, batch_tokens)
         starts = np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths
         # Filled on the device and copied once, so that a GPU never waits between two batches.
@@ -61,6 +64,7 @@ class TextEncoder:
         try:
             for batch in batches:
                 vectors[torch.from_numpy(batch).to(self.device)] = self._encode_batch(tokens, starts, batch)
+                on_batch()
             result = vectors.cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise Fatal(f"batch_tokens={batch_tokens} does not fit the memory of {self.device}: lower it") from error

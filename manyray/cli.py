@@ -14,6 +14,7 @@ import typer
 
 from manyray.flags import BadUsage, with_settings
 from schemas.errors import ManyrayError, Retry
+from streams.handover import ROLE_STOP_S
 from streams.settings import Settings
 
 app = typer.Typer(
@@ -32,9 +33,6 @@ _CLICK_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 # As in manyray.reading and manyray.tailing, whose imports are not for --help.
 Format = Literal["lines", "jsonl", "csv", "tsv"]
 Start = Literal["earliest", "latest"]
-
-STOP_WAIT_S = 25.0
-"""Below the 30 s that Kubernetes gives."""
 
 _WIDTH_PIPED = 200  # columns; a pipe has no width of its own
 
@@ -71,9 +69,9 @@ def _end_at_last(told: int) -> None:
     `told` is a file that says so: a signal's handler in Python waits for the main thread, which may be the one waiting.
     """
     os.read(told, 1)
-    threading.Event().wait(STOP_WAIT_S)
+    threading.Event().wait(ROLE_STOP_S)
     sys.stderr.write(
-        f"manyray: not ended in order within {STOP_WAIT_S:.0f} s, as without brokers: ended at once; nothing is lost, "
+        f"manyray: not ended in order within {ROLE_STOP_S:.0f} s, as without brokers: ended at once; nothing is lost, "
         "what was in hand is read again\n"
     )
     os._exit(1)

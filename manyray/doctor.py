@@ -19,8 +19,8 @@ from rich.text import Text
 from encoders.source import CARRIED_PACKAGE
 from schemas.errors import ManyrayError
 from streams.broker import read_running
+from streams.endpoint import DEFAULT_PORT
 from streams.kafka_jars import KAFKA_VERSION, damaged, default_cache_dir, pinned
-from streams.metrics import DEFAULT_PORT
 from streams.settings import Settings
 from streams.topics import find_problems, list_partitions
 from streams.version import version_of

@@ -1,13 +1,15 @@
 """Kafka clients: what every consumer and producer of Manyray is configured with, and how users' properties reach it."""
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import Fatal, Retry
+from streams import clock
 from streams.broker import read_running
 from streams.settings import Settings
 
@@ -18,6 +20,7 @@ MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 """Of one record before compression: only a rejected post comes near."""
 
 WATERMARKS_TIMEOUT_S = 30.0
+_AWAIT_PAUSE_S = 0.5
 
 Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
@@ -64,6 +67,33 @@ def admin_client(settings: Settings, on_error: Callable[[KafkaError], None] | No
     return _made(AdminClient, _common(settings) | ({"error_cb": on_error} if on_error else {}))
 
 
+def await_brokers(settings: Settings, wait_s: float, stop: threading.Event) -> None:
+    """Wait until a broker answers, or refuses us, `wait_s` at most: what follows says what is wrong then.
+
+    Raises:
+        Retry: `stop` was set meanwhile.
+    """
+    heard: list[KafkaError] = []
+    admin = admin_client(settings, heard.append)
+    deadline_s = clock.monotonic_s() + wait_s
+    told = False
+    while not stop.is_set():
+        try:
+            admin.list_topics(timeout=1.0)
+        except KafkaException:
+            admin.poll(0)  # lets it say what it heard from the brokers
+        else:
+            return
+        if clock.monotonic_s() > deadline_s or any(error.code() in _REFUSALS for error in heard):
+            return
+        if not told:
+            told = True
+            _connections.warning("no broker answers: waiting for one, %.0f s at most", wait_s)
+        heard.clear()
+        stop.wait(_AWAIT_PAUSE_S)
+    raise Retry(f"no Kafka broker answered at {bootstrap_servers(settings)}")
+
+
 def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
     """A consumer of committed records only that never commits by itself.
 
@@ -81,12 +111,12 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            **{name.replace("_", "."): value for name, value in properties.items()},
+            **_spelt(properties),
         },
     )
 
 
-def reader(settings: Settings, *, committed: bool = True) -> Consumer:
+def reader(settings: Settings, *, committed: bool = True, **properties: Any) -> Consumer:
     """A consumer outside any group, for reading partitions that the caller assigns."""
     return _made(
         Consumer,
@@ -98,18 +128,21 @@ def reader(settings: Settings, *, committed: bool = True) -> Consumer:
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 50,
+            **_spelt(properties),
         },
     )
 
 
-def watermarks(reader: Consumer, topic: str, partition: int) -> tuple[int, int]:
+def watermarks(
+    reader: Consumer, topic: str, partition: int, *, timeout_s: float = WATERMARKS_TIMEOUT_S
+) -> tuple[int, int]:
     """The offset of the oldest record of a partition, and that of the next one to be written, as `reader` may see it.
 
     Raises:
         Retry: the brokers did not answer in time.
     """
     try:
-        return reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=WATERMARKS_TIMEOUT_S)
+        return reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
     except KafkaException as error:
         raise Retry(f"offsets of {topic}/{partition}: {error.args[0].str()}") from None
 
@@ -141,6 +174,11 @@ def producer(
     if on_failed is not None:
         properties["on_delivery"] = on_failed  # of failures only, as set above
     return _made(Producer, properties)
+
+
+def _spelt(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as librdkafka's properties, none of which has an underscore."""
+    return {name.replace("_", "."): value for name, value in properties.items()}
 
 
 def _made(kind: Callable[[dict[str, Any]], Made], properties: dict[str, Any]) -> Made:

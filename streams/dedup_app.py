@@ -20,6 +20,7 @@ from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clients
 from streams.broker import writing_to
 from streams.faust_credentials import faust_credentials
+from streams.health import Health
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
 from streams.rocks_table import index_cache
@@ -27,6 +28,7 @@ from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.transport import CheckpointConsumer, CheckpointTransport
+from streams.watchdog import watch
 
 _log = logging.getLogger("manyray.dedup")
 
@@ -36,7 +38,8 @@ FETCH_RECORDS_MAX = 8
 """Records fetched at once: few, because all may be of one partition."""
 STREAM_RECORDS_MAX = 32
 """Records that wait in Faust before each agent, fetched before their lanes had too many."""
-SESSION_TIMEOUT_S = 10.0
+SESSION_TIMEOUT_S = 6.0
+"""The least that Kafka's brokers take by default."""
 _WATCH_EVERY_S = 0.2
 
 
@@ -67,6 +70,8 @@ class Lanes:
 
     def __init__(self, shared: Shared) -> None:
         self.assigned = False
+        self.waits_for = "it is joining its group"
+        """Why it does not serve its partitions now; empty when it does. Any thread may ask."""
         self._shared = shared
         self._lanes: dict[int, Lane] = {}
         self._in_hand: Counter[int] = Counter()
@@ -90,6 +95,7 @@ class Lanes:
                 "give both the same number of partitions"
             )
         async with self._changing:
+            self.waits_for = "it is restoring its tables"
             new = [Lane(self._shared, partition) for partition in sorted(lookups - self._lanes.keys())]
             self._preparing = new
             outcomes = await self._on_threads([lane.prepare for lane in new], return_exceptions=True)
@@ -100,6 +106,7 @@ class Lanes:
             for lane in new:
                 self._lanes[lane.partition] = lane
                 lane.start()
+            self.waits_for = ""
         self._shared.metrics.partitions_owned.set(len(self._lanes))
         _log.info("ready: owns %d partitions", len(self._lanes))
 
@@ -108,6 +115,7 @@ class Lanes:
         for lane in self._preparing:  # a refill may take longer than a rebalance may wait
             lane.give_up()
         async with self._changing:
+            self.waits_for = "its partitions are being assigned anew"
             gone = [lane for number, lane in self._lanes.items() if partitions is None or number in partitions]
             for lane in gone:
                 del self._lanes[lane.partition]
@@ -145,10 +153,14 @@ class Lanes:
 
     def positions(self) -> dict[TP, int]:
         """The next offset to read of each partition of both topics."""
+        return {TP(*place): offset for place, offset in self.processed().items()}
+
+    def processed(self) -> dict[tuple[str, int], int]:
+        """The next offset to be processed of each partition of both topics. Any thread may ask."""
         topics = self._shared.topics
         return {
-            TP(topic, number): offset
-            for number, lane in self._lanes.items()
+            (topic, number): offset
+            for number, lane in self._lanes.copy().items()
             for topic, offset in ((topics.lookups, lane.lookups_offset), (topics.vectors, lane.vectors_offset))
         }
 
@@ -244,8 +256,8 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
     return app
 
 
-async def serve(settings: Settings, topics: Topics, metrics: Metrics, stop: threading.Event) -> None:
-    """Run the app until `stop` is set.
+async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: Health) -> None:
+    """Run the app until it is told to stop.
 
     Raises:
         Fatal: it cannot start, or cannot go on.
@@ -259,9 +271,11 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, stop: thre
     app = build_app(settings, Shared(settings, topics, metrics, index_cache(), on_fatal))
     metrics.table_entries.set_function(app.lanes.table_entries)
     metrics.table_bytes.set_function(app.lanes.table_bytes)
+    health.waits_for = lambda: app.lanes.waits_for
+    watch(settings, health, app.lanes.processed)
     starting = asyncio.ensure_future(app.start())
     try:
-        while not (stop.is_set() or failed.done() or app.crashed):
+        while not (health.stop.is_set() or failed.done() or app.crashed):
             await asyncio.wait([failed], timeout=_WATCH_EVERY_S)
             if starting.done():
                 starting.result()
@@ -301,5 +315,4 @@ def run(settings: Settings, stop: threading.Event) -> None:
         Fatal: it cannot start, or cannot go on.
     """
     allow_open_files()
-    topics, metrics = begin(settings, "dedup")
-    asyncio.run(serve(settings, topics, metrics, stop))
+    asyncio.run(serve(settings, *begin(settings, "dedup", stop)))

@@ -32,6 +32,7 @@ from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.transactions import KeyValue, StageProducer
+from streams.watchdog import watch
 from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
@@ -142,6 +143,7 @@ class Encode:
 
     def recover(self) -> None:
         """After a Retry: drop what is under way, end the transaction, read again from what was committed."""
+        self.member.waits_for = "it goes back to what is committed"
         self._drop()
         self.producer.open()
         self.member.rewind()
@@ -288,7 +290,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    topics, metrics = begin(settings, "encode")
+    topics, metrics, health = begin(settings, "encode", stop)
+    health.waits_for = lambda: "it is loading its model"
     encoder = load_encoder(
         settings.model,
         revision=settings.revision,
@@ -302,6 +305,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
     window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
         encode = Encode(settings, topics, metrics, engine, window_tokens=window_tokens, stop=stop)
+        member = encode.member
+        health.waits_for = lambda: member.waits_for
+        watch(settings, health, member.positions.copy, beat=lambda: engine.batches)
         try:
             keep_going(encode.step, encode.recover, stop)
         finally:

@@ -42,6 +42,8 @@ class Member:
     owned: set[Place] = field(default_factory=set[Place])
     positions: dict[Place, int] = field(default_factory=dict[Place, int])
     revocations: int = 0
+    waits_for: str = "it is joining its group"
+    """Why it does not read all that it owns now; empty when it does. Any thread may ask."""
 
     @classmethod
     def join(
@@ -117,6 +119,7 @@ class Member:
             self.consumer.incremental_assign(starts)
         except KafkaException as error:
             raise Retry(f"going back: {error.args[0].str()}") from None
+        self.waits_for = ""
 
     def processed(self, offsets: dict[Place, int]) -> None:
         """Note the next offsets to process, for the lag."""
@@ -155,7 +158,9 @@ class Member:
         self.lag.metrics.partitions_owned.set(len(self.owned))
         _log.info("ready: owns %d partitions", len(self.owned))
         # Should this raise Retry, librdkafka goes on without us, and `rewind` is to come.
+        self.waits_for = "it is told where to begin"
         consumer.incremental_assign(self._starts(new))
+        self.waits_for = ""
 
     def _revoked(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         self.on_revoke()
@@ -164,6 +169,7 @@ class Member:
     def _lost(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         self.on_lost()
         self._forget(partitions)
+        self.waits_for = "it is joining its group"
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         self.revocations += 1

@@ -9,6 +9,9 @@ import sys
 from streams import failpoints
 from streams.settings import PREFIX, Settings
 
+ROLE_STOP_S = 25.0
+"""A role that is told to stop has ended after this, whatever holds it: below the 30 s that Kubernetes gives."""
+
 # Two underscores, so that they are no settings.
 _SETTINGS_VARIABLE = "MANYRAY__SETTINGS"
 _NAME_VARIABLE = "MANYRAY__NAME"

@@ -26,6 +26,7 @@ from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.transactions import StageProducer
+from streams.watchdog import watch
 
 _log = logging.getLogger("manyray.ingest")
 
@@ -148,6 +149,7 @@ class Ingest:
 
     def recover(self) -> None:
         """After a Retry: a new producer ends the transaction, then reading goes on from what was committed."""
+        self.member.waits_for = "it goes back to what is committed"
         self.lines.clear()
         self.producer.open()
         self.member.rewind()
@@ -186,7 +188,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    ingest = Ingest.join(settings, *begin(settings, "ingest"), stop)
+    topics, metrics, health = begin(settings, "ingest", stop)
+    ingest = Ingest.join(settings, topics, metrics, stop)
+    member = ingest.member
+    health.waits_for = lambda: member.waits_for
+    watch(settings, health, member.positions.copy)
     try:
         keep_going(ingest.step, ingest.recover, stop)
     finally:

@@ -101,7 +101,7 @@ def server_properties(node: Node, nodes: Sequence[Node], changes: Mapping[str, s
         "group.consumer.min.heartbeat.interval.ms": 200,
         "group.consumer.heartbeat.interval.ms": 1_000,
         "group.consumer.min.session.timeout.ms": 3_000,
-        "group.consumer.session.timeout.ms": 10_000,
+        "group.consumer.session.timeout.ms": 6_000,
         # Readers of committed records wait for a dead producer's open transaction: so look for those often.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
         "message.max.bytes": _MESSAGE_BYTES_MAX,

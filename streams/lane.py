@@ -89,7 +89,8 @@ class Lane:
     @property
     def vectors_offset(self) -> int:
         """Where to read `vectors` from."""
-        return self._table.offset if self._table else 0
+        table = self._table  # another thread may ask while this one stops
+        return table.offset if table else 0
 
     @property
     def waiting(self) -> int:

@@ -1,25 +1,17 @@
-"""Every metric of every role, with units, and the endpoint that serves them.
+"""Every metric of every role, with units.
 
 The names are a contract with dashboards: a metric is added or deprecated, never renamed.
 """
 
-import errno
-import logging
 import os
-import urllib.request
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from schemas.errors import Fatal
-from streams.settings import Settings
+from streams.endpoint import DIRECT
 
-_log = logging.getLogger("manyray.metrics")
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-DEFAULT_PORT = {"ingest": 9101, "dedup": 9102, "encode": 9103}
 READ_TIMEOUT_S = 5.0
 RESTARTS_VARIABLE = "MANYRAY__RESTARTS"
 """Set by `manyray up` for a role it starts again; two underscores, so it is no setting."""
@@ -106,8 +98,13 @@ class Metrics:
             partitions_owned=gauge("partitions_owned", "partitions that this process works on"),
             restarts=gauge("restarts", "times that `manyray up` has started this role again"),
         )
-        metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
+        metrics.restarts.set(restarts())
         return metrics
+
+
+def restarts() -> int:
+    """How often `manyray up` has started this role again; 0 for who was started otherwise."""
+    return int(os.environ.get(RESTARTS_VARIABLE, "0"))
 
 
 def read_metrics(url: str) -> list[Sample]:
@@ -116,29 +113,6 @@ def read_metrics(url: str) -> list[Sample]:
     Raises:
         OSError: it does not answer.
     """
-    with _DIRECT.open(url, timeout=READ_TIMEOUT_S) as answer:
+    with DIRECT.open(url, timeout=READ_TIMEOUT_S) as answer:
         text = answer.read().decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-
-
-def serve_metrics(metrics: Metrics, settings: Settings, role: str) -> int:
-    """Serve the endpoint on a thread of its own and return its port.
-
-    A port that is set is taken or refused; the default moves on to the next free one.
-
-    Raises:
-        Fatal: the port that was set is in use, or no default is free.
-    """
-    wanted = settings.metrics_port
-    first = wanted or DEFAULT_PORT[role]
-    for port in [first] if wanted else range(first, first + 200, 10):
-        try:
-            start_http_server(port, settings.metrics_host, registry=metrics.registry)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise Fatal(f"metrics_host = {settings.metrics_host} cannot be served: {error.strerror}") from None
-            continue
-        _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
-        return port
-    remedy = "set metrics_port to a free one" if wanted else "set metrics_port"
-    raise Fatal(f"port {first} for metrics is in use: {remedy}")

@@ -1,24 +1,36 @@
 """What every role does before anything else."""
 
 import logging
+import threading
 
-from streams.metrics import Metrics, serve_metrics
+from streams.clients import await_brokers
+from streams.endpoint import serve
+from streams.health import Health
+from streams.metrics import Metrics, restarts
 from streams.settings import Settings
 from streams.topics import Topics, check_topics
 from streams.version import version_of
 
 _log = logging.getLogger("manyray.role")
 
+BROKERS_WAIT_S = 600.0
+"""Far above what uses up the restarts of `manyray up`: so brokers that are away do not."""
 
-def begin(settings: Settings, role: str) -> tuple[Topics, Metrics]:
-    """Name the version, check the topics, serve the metrics: the topics and metrics of a role that may start.
+
+def begin(settings: Settings, role: str, stop: threading.Event) -> tuple[Topics, Metrics, Health]:
+    """Name the version, check the topics, serve the endpoint: what a role that may start begins with.
+
+    A role that was started again waits for brokers that are away, as it worked before.
 
     Raises:
+        Retry: `stop` was set before the brokers answered.
         Fatal: the model, a topic, the brokers or the metrics port stand in the way.
     """
     _log.debug("settings: %s", settings.redacted())
     version = version_of(settings)
+    if restarts():
+        await_brokers(settings, BROKERS_WAIT_S, stop)
     check_topics(settings, version)
-    metrics = Metrics.create()
-    serve_metrics(metrics, settings, role)
-    return Topics.of(settings, version), metrics
+    metrics, health = Metrics.create(), Health(stop)
+    serve(metrics.registry, health, settings, role)
+    return Topics.of(settings, version), metrics, health

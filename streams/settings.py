@@ -76,6 +76,11 @@ class Settings(BaseModel):
         le=900_000,
         description="a dead process's transaction stalls readers at most this long; slower commits fail",
     )
+    stall_timeout_s: float = Field(
+        default=60.0,
+        ge=1,
+        description="a role that takes none of the records waiting in a partition for so long is ended",
+    )
     accept_gaps: bool = Field(
         default=False,
         description="a role goes on where records are missing, losing those posts, instead of stopping",

@@ -10,28 +10,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
 from schemas.errors import Fatal
 from streams import clock
 from streams.broker import Broker, DataDirLock
-from streams.handover import environment_for
+from streams.endpoint import is_live
+from streams.handover import ROLE_STOP_S, environment_for
 from streams.metrics import RESTARTS_VARIABLE
+from streams.restarts import RESTARTS_MAX, WINDOW_S, Restarts
 from streams.settings import Settings
+from streams.stall import Stalls
 from streams.topics import check_topics, create_topics
 from streams.version import version_of
 
 _log = logging.getLogger("manyray.up")
 
 ROLES = ("ingest", "dedup", "encode")
-STOP_WAIT_S = 20.0
-RESTARTS_MAX = 5
-RESTARTS_WINDOW_S = 60.0
-BACKOFF_S = 0.5
+STOP_WAIT_S = ROLE_STOP_S + 3.0
+"""Longer than a role takes at most: who is killed could not say why it did not end."""
+LIVE_TIMEOUT_S = 2.0
+LIVE_EVERY_S = 2.0
 
 _LEVELS = ("debug", "info", "warning", "error")
 _LOGGED = re.compile(r"\d\d:\d\d:\d\d \S+ (debug|info|warning|error|critical) (.*)")  # manyray/logs.py writes it
@@ -39,9 +42,10 @@ _ENDED = "manyray: "  # begins the one line that a command ends with when it fai
 
 
 class RoleProcess:
-    """One process of a role, started again when it dies: 5 times within a minute, then it is given up.
+    """One process of a role, started again when it dies, as often as `Restarts` says; then it is given up.
 
-    A process that dies before it was ever ready is given up at once, as what is wrong will not mend itself.
+    A process that dies before it was ever ready is given up at once, as what is wrong will not mend itself. One whose
+    `/live` gives no answer, or a bad one, for `stall_timeout_s` is killed: most end by themselves before that.
     """
 
     def __init__(self, role: str, name: str, settings: Settings, changed: threading.Condition, module: str) -> None:
@@ -61,22 +65,23 @@ class RoleProcess:
         self._process: subprocess.Popen[str] | None = None
         self._last_words = ""
         self._was_ready = False
+        self._stall_timeout_s = settings.stall_timeout_s
         # The thread that starts a process outlives it: Linux signals a parent's death when its *thread* ends.
         self._thread = threading.Thread(target=self._keep_alive, name=f"manyray-{name}", daemon=True)
+        self._watching = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
 
     def start(self) -> None:
         """Start the process; `ready` says when it has its partitions."""
         self._thread.start()
+        self._watching.start()
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process and all that it started; SIGTERM and SIGKILL are not followed by a new start."""
         self._stopping.set()
         process = self._process
         if process is not None and process.poll() is None:
-            try:
+            with suppress(ProcessLookupError):  # it ended just now
                 os.killpg(process.pid, number)
-            except ProcessLookupError:  # it ended just now
-                return
 
     def join(self, wait_s: float) -> bool:
         """Wait for its end, at most `wait_s`; say whether it has ended."""
@@ -89,25 +94,23 @@ class RoleProcess:
         return self._process.pid if self._process else 0
 
     def _keep_alive(self) -> None:
-        restarts = 0
-        recent: deque[float] = deque(maxlen=RESTARTS_MAX)
+        restarts = Restarts()
         while not self._stopping.is_set():
-            code = self._run_once(restarts)
+            code = self._run_once(restarts.count)
             if self._stopping.is_set():
                 return
             how = self._last_words or _describe(code)
             if not self._was_ready:
                 self._set(failure=Fatal(self._last_words or f"{self.name} could not start: {how}"))
                 return
-            if len(recent) == RESTARTS_MAX and clock.monotonic_s() - recent[0] < RESTARTS_WINDOW_S:
-                died = f"{self.name} died {RESTARTS_MAX + 1} times within {RESTARTS_WINDOW_S:.0f} s"
+            pause_s = restarts.pause_s(clock.monotonic_s())
+            if pause_s is None:
+                died = f"{self.name} died {RESTARTS_MAX + 1} times within {WINDOW_S:.0f} s"
                 self._set(failure=Fatal(f"{died}: {how}; see its log lines above"))
                 return
-            wait_s = BACKOFF_S * 2 ** sum(clock.monotonic_s() - one < RESTARTS_WINDOW_S for one in recent)
-            recent.append(clock.monotonic_s())
-            restarts += 1
-            _log.warning("%s ended (%s): starting it again in %.1f s, restart %d", self.name, how, wait_s, restarts)
-            self._stopping.wait(wait_s)
+            told = "%s ended (%s): starting it again in %.1f s, restart %d"
+            _log.warning(told, self.name, how, pause_s, restarts.count)
+            self._stopping.wait(pause_s)
 
     def _run_once(self, restarts: int) -> int:
         """Run the process to its end, forwarding what it says, and return its exit code."""
@@ -131,6 +134,21 @@ class RoleProcess:
                 self._take(line.rstrip("\n"))
         self._set(ready=False, metrics_url="")
         return process.returncode
+
+    def _watch(self) -> None:
+        """Kill the process where its own watchdog cannot end it, as when it is stopped or nothing in it gets to run."""
+        stalls, answers = Stalls(self._stall_timeout_s), 0
+        most_s = stalls.every_s / 2  # a look and the pause after it stay within what counts as watching
+        while not self._stopping.wait(min(LIVE_EVERY_S, most_s)):
+            url, process = self.metrics_url, self._process
+            if not url or process is None:
+                continue
+            answers += is_live(url, min(LIVE_TIMEOUT_S, most_s))
+            stalled = stalls.judge(clock.monotonic_s(), {f"{self.name} ({process.pid})": (answers, 1)})
+            if stalled and process.poll() is None and not self._stopping.is_set():
+                _log.warning("%s has not said that it is live for %.0f s: killing it", self.name, stalled.for_s)
+                with suppress(ProcessLookupError):  # it ended just now
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def _take(self, line: str) -> None:
         """Read one line of the process: what it tells of its state is kept, and what is to be seen forwarded."""
@@ -269,7 +287,7 @@ class Pipeline:
         self._stop([process for process in self._processes if process.role == role], kill, wait_s)
 
     def stop(self) -> None:
-        """Stop the roles in the order of the flow, then the broker; within 20 s each. Nothing is left behind."""
+        """Stop the roles in the order of the flow, then the broker; within 28 s each. Nothing is left behind."""
         # Without their broker roles can neither commit what they have in hand nor end in order: why wait?
         alone = self._broker is not None and self._broker.failure is not None
         try:

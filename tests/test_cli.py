@@ -332,7 +332,7 @@ def test_a_role_that_hangs_in_a_client_ends_all_the_same(tmp_path: Path):
             while True:  # a mutex that is locked twice waits for ever, and no signal interrupts it
                 libc.pthread_mutex_lock(mutex)
 
-        cli.STOP_WAIT_S = 0.1
+        cli.ROLE_STOP_S = 0.1
         cli._run_role(hang, None)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]

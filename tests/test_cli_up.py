@@ -12,10 +12,12 @@ import pytest
 
 from manyray.client import Client
 from schemas.errors import Fatal
+from streams import restarts
 from streams.broker import Broker
+from streams.ports import choose_ports
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
-from streams.up import RESTARTS_MAX, ROLES, Pipeline
+from streams.up import ROLES, Pipeline
 from streams.version import version_of
 from tests.test_cli import flags, launch, manyray
 from tests.waiting import WAIT_S, wait_until
@@ -79,7 +81,7 @@ def test_the_roles_end_with_a_supervisor_that_is_killed(tmp_path: Path):
     assert not alive
 
 
-def test_a_role_that_dies_is_started_again_and_then_given_up(settings: Settings, capfd: pytest.CaptureFixture[str]):
+def test_a_role_that_dies_is_started_again_and_then_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """A killed role comes back and works; one that keeps dying is given up, by name, with how it died."""
     create_topics(settings, version_of(settings))
     with Pipeline(settings) as pipeline:
@@ -90,12 +92,58 @@ def test_a_role_that_dies_is_started_again_and_then_given_up(settings: Settings,
         pipeline.wait_ready(WAIT_S)
         with Client(pipeline.settings) as client:
             assert client.embed(["served again"]).shape == (1, 384)
-        for _ in range(RESTARTS_MAX):
+        monkeypatch.setattr(restarts, "PAUSE_MAX_S", restarts.PAUSE_S)  # ten of them in less than a minute
+        for _ in range(restarts.RESTARTS_MAX):
             pid = pipeline.pids["encode"]
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda pid=pid: pipeline.pids["encode"] != pid or has_failed(pipeline), "it dies")
-        with pytest.raises(Fatal, match=r"encode died 6 times within 60 s: killed by SIGKILL"):
+        with pytest.raises(Fatal, match=r"encode died 11 times within 300 s: killed by SIGKILL"):
             pipeline.wait_ready(WAIT_S)
+
+
+def test_a_role_that_is_stopped_is_killed_and_started_again(settings: Settings, capfd: pytest.CaptureFixture[str]):
+    """SIGSTOP holds its own watchdog too: `up` sees that it does not answer, says so once, and puts it right."""
+    settings = settings.model_copy(update={"stall_timeout_s": 4.0})
+    create_topics(settings, version_of(settings))
+    with Pipeline(settings) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        first = pipeline.pids["encode"]
+        os.kill(first, signal.SIGSTOP)
+        wait_until(lambda: pipeline.pids["encode"] != first, "encode is started again")
+        pipeline.wait_ready(WAIT_S)
+        with Client(pipeline.settings) as client:
+            assert client.embed(["served again"]).shape == (1, 384)
+        others = {name: pid for name, pid in pipeline.pids.items() if name != "encode"}
+        assert len(others) == 2
+
+
+def test_roles_outlive_an_outage_of_the_brokers(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Who runs waits, and who dies meanwhile is started again and waits too, however long: then posts come out."""
+    port = choose_ports([0])[0]
+    broker = Broker.start(tmp_path / "broker", port=port)
+    try:
+        settings = load_settings(bootstrap_servers=broker.bootstrap_servers, data_dir=tmp_path / "data", model="hash")
+        create_topics(settings, version_of(settings))
+        with Pipeline(settings) as pipeline:
+            pipeline.wait_ready(WAIT_S)
+            broker.stop()
+            for role, first in pipeline.pids.items():
+                os.kill(first, signal.SIGKILL)
+                wait_until(lambda role=role, first=first: pipeline.pids[role] != first, f"{role} is started again")
+            said: list[str] = []
+
+            def waiting() -> int:
+                said.append(capfd.readouterr().err)
+                return sum("no broker answers: waiting for one" in line for line in "".join(said).splitlines())
+
+            wait_until(lambda: waiting() == len(ROLES), "each waits for a broker")
+            pipeline.raise_failure()
+            broker = Broker.start(tmp_path / "broker", port=port)
+            pipeline.wait_ready(WAIT_S)
+            with Client(settings) as client:
+                assert client.embed(["served again"]).shape == (1, 384)
+    finally:
+        broker.stop()
 
 
 def test_a_role_that_cannot_start_is_given_up_with_its_own_words(settings: Settings):

@@ -14,7 +14,9 @@ from manyray.live import scrape
 from manyray.subscription import Batch
 from schemas.post import Post
 from schemas.public_pb2 import Embedding
-from streams.metrics import Metrics, serve_metrics
+from streams.endpoint import serve
+from streams.health import Health
+from streams.metrics import Metrics
 from streams.settings import load_settings
 from tests.test_cli import launch, manyray
 
@@ -68,7 +70,8 @@ def test_the_live_view_adds_up_what_the_endpoints_say(monkeypatch: pytest.Monkey
         metrics.ingest_posts.inc(2)
         metrics.ingest_rejected.labels("no_id").inc(3)
         metrics.consumer_lag.labels("posts", "0").set(5)
-        urls[name] = f"http://127.0.0.1:{serve_metrics(metrics, load_settings(), 'ingest')}/metrics"
+        port = serve(metrics.registry, Health(threading.Event()), load_settings(), "ingest")
+        urls[name] = f"http://127.0.0.1:{port}/metrics"
     urls["encode"] = "http://127.0.0.1:1/metrics"
     seen = scrape(urls, 0.0, published=30, received=20)
     assert (seen.ingested, seen.rejected, seen.lag) == (6, {"no_id": 9}, {"ingest": 10, "dedup": 5})

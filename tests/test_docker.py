@@ -3,6 +3,9 @@
 import importlib
 import os
 import re
+import subprocess
+import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,11 @@ import typer.main
 import yaml
 from packaging.requirements import Requirement
 
+from streams.endpoint import DEFAULT_PORT, serve
+from streams.health import Health
 from streams.kafka_jars import KAFKA_VERSION
-from streams.metrics import DEFAULT_PORT
+from streams.metrics import Metrics
+from streams.ports import choose_ports
 from streams.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +164,28 @@ def test_metrics_are_reachable(compose: Compose, monkeypatch: pytest.MonkeyPatch
         assert (role, str(port)) in ports
         exposed = dict(instructions(ROOT / service["build"]["dockerfile"]))["EXPOSE"].split()
         assert str(port) in exposed
+
+
+def test_a_service_is_healthy_when_it_is_ready(compose: Compose) -> None:
+    """The check of every role asks a real endpoint: 0 while the role is ready, 1 while it is not, or is not there."""
+    health = Health(threading.Event())
+    (port, nobody) = choose_ports([0, 0])
+    serve(Metrics.create().registry, health, load_settings(metrics_port=port), "ingest")
+    for role in DEFAULT_PORT:
+        kind, *command = compose["services"][role]["healthcheck"]["test"]
+        assert (kind, command[:2]) == ("CMD", ["python", "-c"])
+
+        def check(asked: int, code: str = command[2]) -> int:
+            environment = {**os.environ, "MANYRAY_METRICS_PORT": str(asked)}
+            return subprocess.run(
+                [sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL, check=False
+            ).returncode
+
+        health.waits_for = lambda: ""
+        assert check(port) == 0
+        health.waits_for = lambda: "it is loading"
+        assert check(port) == 1
+        assert check(nobody) == 1
 
 
 def test_the_broker_is_found_where_it_says_it_is(compose: Compose) -> None:

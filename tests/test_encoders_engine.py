@@ -25,11 +25,11 @@ class GatedEncoder(HashEncoder):
         self.tokenised.release()
         return tokens
 
-    def encode(self, tokens, batch_tokens):
+    def encode(self, tokens, batch_tokens, on_batch=lambda: None):
         """As the hash encoder, once the gate is open."""
         self.computing.set()
         assert self.gate.wait(20)
-        return super().encode(tokens, batch_tokens)
+        return super().encode(tokens, batch_tokens, on_batch)
 
 
 def test_results_are_those_of_the_encoder_in_order_of_submission():

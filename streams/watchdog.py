@@ -1,0 +1,124 @@
+"""The watchdog on a role's progress: a thread that ends the process where records wait and none is taken.
+
+It asks the brokers itself what waits, as a client that stalls knows of nothing new.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import NoReturn
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from schemas.errors import ManyrayError, Retry
+from streams import clients, clock
+from streams.health import Health
+from streams.settings import Settings
+from streams.stall import Stalls
+
+_log = logging.getLogger("manyray.watchdog")
+
+Place = tuple[str, int]
+
+ASK_TIMEOUT_S = 5.0
+"""For one answer of the brokers; without it nothing is known of any place, and nothing is a stall."""
+TELL_S = 1.0
+"""Between what `/live` says and the end, so that it can be heard."""
+
+
+class Waiting:
+    """How many records wait at places, as the brokers say now. For one thread."""
+
+    def __init__(self, reader: Consumer) -> None:
+        """`reader` is of `clients.reader`, and this one's alone."""
+        self._reader = reader
+        self._before: dict[Place, int] = {}
+        self._empty_to: dict[Place, int] = {}
+
+    def ask(self, processed: Mapping[Place, int]) -> dict[Place, int]:
+        """The records that wait at each place, given the next offset to be processed there.
+
+        A place that has moved since the last call counts as one where nothing waits: so brokers are asked about idle
+        and stalled ones only.
+
+        Raises:
+            Retry: the brokers did not answer.
+        """
+        before, self._before = self._before, dict(processed)
+        return {
+            place: self._at(place, offset) if before.get(place) == offset else 0 for place, offset in processed.items()
+        }
+
+    def _at(self, place: Place, processed: int) -> int:
+        low, end = clients.watermarks(self._reader, *place, timeout_s=ASK_TIMEOUT_S)
+        start = max(low, processed)
+        if end <= max(start, self._empty_to.get(place, 0)):
+            return 0
+        # Offsets there are, but a transaction's end has one too: only reading tells whether there is a record.
+        first, is_record = self._next(TopicPartition(*place, start))
+        if is_record:
+            return max(1, end - first)
+        self._empty_to[place] = first
+        return 0
+
+    def _next(self, start: TopicPartition) -> tuple[int, bool]:
+        """The offset of the first record from there on, or, with False, of the end if there is none before."""
+        self._reader.assign([start])
+        try:
+            message = self._reader.poll(ASK_TIMEOUT_S)
+        finally:
+            self._reader.unassign()
+        if message is None:
+            raise Retry(f"records of {start.topic}/{start.partition}: none came in {ASK_TIMEOUT_S:.0f} s")
+        error = message.error()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+        return message.offset() or 0, error is None
+
+
+def end_process(reason: str) -> NoReturn:
+    """End this process whatever its threads do: the next one reads again what was in hand."""
+    sys.stderr.write(f"manyray: {reason}: ended, to be started again\n")
+    os._exit(1)
+
+
+def watch(
+    settings: Settings,
+    health: Health,
+    processed: Callable[[], Mapping[Place, int]],
+    *,
+    beat: Callable[[], int] = lambda: 0,
+    end: Callable[[str], object] = end_process,
+) -> threading.Thread:
+    """Watch from now on, on a daemon thread, until `health.stop` is set; `end` is called with the reason of a stall.
+
+    `processed` is asked for the next offset to be processed of each partition owned; `beat` for a number that changes
+    while the process works at something that is part of none of them. Both are called on the watchdog's thread.
+    """
+
+    def run() -> None:
+        stalls = Stalls(settings.stall_timeout_s)
+        # A record tells all that is asked, so nothing is fetched ahead: a broker gives at least one.
+        with closing(clients.reader(settings, fetch_message_max_bytes=1, queued_min_messages=1)) as reader:
+            waiting = Waiting(reader)
+            while not health.stop.wait(stalls.every_s):
+                offsets = processed()
+                try:
+                    seen = {
+                        f"{topic}/{number}": (offsets[topic, number], count)
+                        for (topic, number), count in waiting.ask(offsets).items()
+                    }
+                except (ManyrayError, KafkaException) as error:
+                    _log.debug("what waits is not known: %s", error)
+                    seen = {}
+                stalled = stalls.judge(clock.monotonic_s(), seen, beat())
+                health.stalled = str(stalled) if stalled else ""
+                if stalled and not health.stop.wait(TELL_S):
+                    end(str(stalled))
+
+    thread = threading.Thread(target=run, name="watchdog", daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,212 @@
+"""A role that makes no progress ends and says so; one that has nothing to do, or waits for brokers, does not."""
+
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from manyray.client import Client
+from schemas.errors import Retry
+from streams import clients, clock
+from streams.endpoint import is_live, serve
+from streams.health import Health
+from streams.metrics import Metrics
+from streams.ports import choose_ports
+from streams.settings import Settings
+from streams.stall import CHECKS
+from streams.topics import create_topics
+from streams.up import Pipeline
+from streams.version import version_of
+from streams.watchdog import Place, Waiting, watch
+from tests.test_cli import flags
+from tests.waiting import WAIT_S, wait_until
+
+pytestmark = pytest.mark.broker
+
+ROOT = Path(__file__).resolve().parents[1]
+STALL_S = 4.0
+"""Enough for the brokers to answer within a look, on a busy machine too."""
+
+
+@pytest.fixture
+def waiting(settings: Settings) -> Iterator[Waiting]:
+    """Of the test's brokers."""
+    with closing(clients.reader(settings)) as reader:
+        yield Waiting(reader)
+
+
+@pytest.fixture
+def producer(settings: Settings) -> Producer:
+    """A transactional one."""
+    producer = clients.producer(settings, f"test{clock.random_id()}")
+    producer.init_transactions(WAIT_S)
+    return producer
+
+
+def put(producer: Producer, topic: str, count: int) -> None:
+    """Records of a transaction that is left open."""
+    producer.begin_transaction()
+    for _ in range(count):
+        producer.produce(topic, b"", partition=0)
+    assert producer.flush(WAIT_S) == 0
+
+
+def asked(waiting: Waiting, place: Place, processed: int) -> int:
+    """What waits at a place that has not moved."""
+    waiting.ask({place: processed})
+    return waiting.ask({place: processed})[place]
+
+
+def test_only_records_wait(waiting: Waiting, producer: Producer, topic: str) -> None:
+    """Neither the mark at a transaction's end, nor what was aborted, nor what is not committed yet."""
+    place = (topic, 0)
+    assert asked(waiting, place, 0) == 0
+    put(producer, topic, 3)
+    assert asked(waiting, place, 0) == 0
+    producer.commit_transaction(WAIT_S)
+    # Its mark follows when the commit is sure.
+    wait_until(lambda: asked(waiting, place, 2) > 0, "the records are there")
+    assert asked(waiting, place, -1001) >= 3, "a new group, which has committed nothing"
+    assert asked(waiting, place, 3) == 0, "only the mark"
+    put(producer, topic, 2)
+    producer.abort_transaction(WAIT_S)
+    assert asked(waiting, place, 3) == 0, "aborted"
+    assert asked(waiting, place, 3) == 0, "as known"
+    put(producer, topic, 1)
+    producer.commit_transaction(WAIT_S)
+    wait_until(lambda: asked(waiting, place, 3) > 0, "a record behind all that")
+
+
+def test_what_moves_is_not_asked_about(waiting: Waiting, producer: Producer, topic: str) -> None:
+    """A place that was elsewhere at the last look counts as one where nothing waits."""
+    put(producer, topic, 5)
+    producer.commit_transaction(WAIT_S)
+    wait_until(lambda: asked(waiting, (topic, 0), 4) > 0, "the records are there")
+    assert [waiting.ask({(topic, 0): processed})[topic, 0] > 0 for processed in (0, 1, 1, 2)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_without_brokers_nothing_is_known(settings: Settings) -> None:
+    """So a role that waits for them is not ended for it."""
+    (port,) = choose_ports([0])
+    nowhere = settings.model_copy(update={"bootstrap_servers": f"127.0.0.1:{port}"})
+    with closing(clients.reader(nowhere)) as reader:
+        waiting = Waiting(reader)
+        waiting.ask({("posts", 0): 0})
+        with pytest.raises(Retry):
+            waiting.ask({("posts", 0): 0})
+
+
+def test_a_stall_is_told_before_the_end(settings: Settings, producer: Producer, topic: str) -> None:
+    """`/live` turns 503 with the reason; with progress it is 200 again, and the process is let be."""
+    put(producer, topic, 5)
+    producer.commit_transaction(WAIT_S)
+    settings = settings.model_copy(update={"stall_timeout_s": STALL_S, "metrics_port": choose_ports([0])[0]})
+    processed: dict[Place, int] = {(topic, 0): 1}
+    health, said = Health(threading.Event()), list[str]()
+    port = serve(Metrics.create().registry, health, settings, "ingest")
+    url = f"http://127.0.0.1:{port}/metrics"
+    watchdog = watch(settings, health, processed.copy, end=said.append)
+    try:
+        wait_until(lambda: said, "the stall is seen")
+        assert not is_live(url, WAIT_S)
+        processed[topic, 0] = 5
+        wait_until(lambda: is_live(url, WAIT_S), "progress is seen")
+    finally:
+        health.stop.set()
+        watchdog.join(WAIT_S)
+    assert re.fullmatch(rf"no progress in {topic}/0 for \d s with \d+ records waiting", said[0])
+
+
+HANGS = {
+    "ingest": ("streams.ingest.Ingest", "publish", "posts"),  # on the main thread
+    "dedup": ("streams.lane.Lane", "_decide", "lookups."),  # on the lane's
+    "encode": ("encoders.hashing.HashEncoder", "encode", "misses."),  # on the engine's
+}
+
+
+@pytest.mark.parametrize("role", HANGS)
+def test_a_role_that_hangs_ends_with_one_line(settings: Settings, tmp_path: Path, role: str) -> None:
+    """Whichever of its threads waits in C for ever: the other roles go on, this one says where it stands and ends."""
+    target, method, topic = HANGS[role]
+    module, _, name = target.rpartition(".")
+    code = f"""
+        import ctypes, sys
+        import {module} as module
+        import manyray.cli as cli
+
+        whole = module.{name}.{method}
+
+        def hang(*args):
+            if {role!r} == "encode" and len(args[1].lengths) != 1:  # to warm up, it has more
+                return whole(*args)
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            while True:  # a mutex that is locked twice waits for ever, and no signal interrupts it
+                libc.pthread_mutex_lock(mutex)
+
+        module.{name}.{method} = hang
+        sys.argv[1:1] = [{role!r}]
+        cli.main()
+    """
+    create_topics(settings, version_of(settings))
+    others = {other: 1 for other in HANGS if other != role}
+    command = [sys.executable, "-c", textwrap.dedent(code), *flags(settings), f"--set=stall_timeout_s={STALL_S}"]
+    said: list[str] = []
+    with (
+        Pipeline(settings, roles=others) as pipeline,
+        Client(settings) as client,
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                said.append(line)
+                if "ready: owns" in line:
+                    pipeline.wait_ready(WAIT_S)
+                    client.publish(["one text"])
+            assert process.wait(WAIT_S) == 1, said
+        finally:
+            process.kill()
+    assert re.fullmatch(
+        rf"manyray: no progress in {topic}\S+/\d for \d s with 1?\d records? waiting: ended, to be started again\n",
+        said[-1],
+    )
+    assert [line for line in said if "manyray: " in line] == said[-1:]
+
+
+def test_a_role_without_work_is_let_be(settings: Settings) -> None:
+    """Roles whose partitions end with a transaction's mark, or that own none, are ready and live past the time-out."""
+    settings = settings.model_copy(update={"stall_timeout_s": 1.0, "partitions": 1})
+    create_topics(settings, version_of(settings))
+    with Pipeline(settings, roles={"ingest": 2, "dedup": 2, "encode": 2}) as pipeline, Client(settings) as client:
+        pipeline.wait_ready(WAIT_S)
+        assert client.embed(["one text"]).shape == (1, 384)
+        pids, urls = pipeline.pids, pipeline.metrics_urls
+        for url in urls.values():
+            wait_until(lambda url=url: is_ready(url), f"{url} is ready")
+        done_s = clock.monotonic_s() + 3 * CHECKS * 0.25
+        wait_until(lambda: clock.monotonic_s() > done_s, "three time-outs have passed")
+        assert pipeline.pids == pids
+        assert all(is_live(url, WAIT_S) for url in urls.values())
+
+
+def is_ready(metrics_url: str) -> bool:
+    """Whether a process says that it serves its partitions."""
+    from streams.endpoint import DIRECT
+
+    try:
+        with DIRECT.open(metrics_url.replace("/metrics", "/ready"), timeout=WAIT_S):
+            return True
+    except OSError:
+        return False
