@@ -94,8 +94,12 @@ def await_brokers(settings: Settings, wait_s: float, stop: threading.Event) -> N
     raise Retry(f"no Kafka broker answered at {bootstrap_servers(settings)}")
 
 
-def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
+def consumer(
+    settings: Settings, group: str, *, on_statistics: Callable[[str], None] | None = None, **properties: Any
+) -> Consumer:
     """A consumer of committed records only that never commits by itself.
+
+    `on_statistics` gets librdkafka's own, as JSON, where `statistics_interval_ms` is given.
 
     It joins by Kafka's new group protocol (KIP-848), whose rebalances move only what has to move.
     """
@@ -107,6 +111,7 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
             "queued.max.messages.kbytes": 32_768,
             "max.poll.interval.ms": 600_000,
             **_common(settings),
+            **({"stats_cb": on_statistics} if on_statistics else {}),
             "group.id": group,
             "isolation.level": "read_committed",
             "enable.auto.commit": False,

@@ -1,5 +1,6 @@
 """A consumer group member whose progress is committed inside transactions: shared by ingest and encode."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from streams.settings import Settings
 _log = logging.getLogger("manyray.group")
 
 COMMITTED_TIMEOUT_S = 10.0
+STATISTICS_MS = 2_000
+JOINING = "it is joining its group"
 Place = tuple[str, int]
 
 
@@ -42,7 +45,7 @@ class Member:
     owned: set[Place] = field(default_factory=set[Place])
     positions: dict[Place, int] = field(default_factory=dict[Place, int])
     revocations: int = 0
-    waits_for: str = "it is joining its group"
+    waits_for: str = JOINING
     """Why it does not read all that it owns now; empty when it does. Any thread may ask."""
 
     @classmethod
@@ -59,7 +62,18 @@ class Member:
         """Subscribe to topics as a member of a group."""
         # Where a new group begins, `_starts` says: a reset could only pass over records, which is not done silently.
         reset = "earliest" if settings.accept_gaps else "error"
-        consumer = clients.consumer(settings, group, enable_partition_eof=True, auto_offset_reset=reset)
+
+        def told(statistics: str) -> None:  # called in `read`, when there is a member
+            member._told(statistics)
+
+        consumer = clients.consumer(
+            settings,
+            group,
+            enable_partition_eof=True,
+            auto_offset_reset=reset,
+            statistics_interval_ms=STATISTICS_MS,
+            on_statistics=told,
+        )
         member = cls(consumer, LagReporter(consumer, metrics), on_revoke, on_lost)
         consumer.subscribe(topics, on_assign=member._assigned, on_revoke=member._revoked, on_lost=member._lost)
         return member
@@ -162,6 +176,15 @@ class Member:
         consumer.incremental_assign(self._starts(new))
         self.waits_for = ""
 
+    def _told(self, statistics: str) -> None:
+        """Of an assignment of nothing librdkafka tells nobody: who has been with the coordinator for a while has it."""
+        if self.waits_for != JOINING:
+            return
+        group = json.loads(statistics).get("cgrp", {})
+        if group.get("state") == "up" and group.get("stateage", 0) >= STATISTICS_MS:
+            self.waits_for = ""
+            _log.info("ready: owns %d partitions", len(self.owned))
+
     def _revoked(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         self.on_revoke()
         self._forget(partitions)
@@ -169,7 +192,7 @@ class Member:
     def _lost(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         self.on_lost()
         self._forget(partitions)
-        self.waits_for = "it is joining its group"
+        self.waits_for = JOINING
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         self.revocations += 1

@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing
 import pytest
 
 from schemas.errors import Fatal
-from streams import endpoint
 from streams.endpoint import CLIENTS_MAX, is_live, serve
 from streams.health import Health
 from streams.metrics import Metrics, read_metrics
@@ -77,22 +76,31 @@ def test_ready_and_live_say_why_not(ask: Ask, health: Health, port: int):
     assert ask("/ready")[::2] == (503, b"not ready: it is stopping\n")
 
 
-def test_only_reading_and_only_what_there_is(ask: Ask):
+def test_only_reading_and_only_what_there_is(ask: Ask, port: int):
     """HEAD is GET without a body; other paths and methods are refused."""
-    assert ask("/live", "HEAD")[::2] == (200, b"")
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.send(b"HEAD /live HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.split(b" ")[1] == b"200"
+    assert answer.endswith(b"\r\n\r\n")
     assert ask("/favicon.ico")[0] == 404
     assert ask("/live", "POST")[0] == 501
 
 
-def test_clients_that_say_nothing_hold_nobody_up(ask: Ask, port: int, monkeypatch: pytest.MonkeyPatch):
+def test_clients_that_say_nothing_hold_nobody_up(ask: Ask, port: int):
     """An idle client has a thread for a while and is dropped; more than there are threads for are dropped at once."""
-    monkeypatch.setattr(endpoint._Handler, "timeout", 0.5)
     with ExitStack() as idle:
         clients = [
             idle.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(CLIENTS_MAX)
         ]
         for client in clients[: CLIENTS_MAX // 2]:
             client.send(b"GET /li")
+        one_more = idle.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+        assert one_more.recv(1) == b""
+        clients[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):  # it still has its thread
+            clients[-1].recv(1)
+        clients[-1].settimeout(30)
         for client in clients:
             assert client.recv(1) == b""
     with ExitStack() as many:
