@@ -76,7 +76,7 @@ def timed(work: Callable[[int], object], partitions: int, vectors: int) -> Speed
     with ThreadPoolExecutor(partitions) as threads:
         list(threads.map(work, range(partitions)))
     wall_s, used_s = clock.perf_s() - began_s, clock.cpu_s() - began_cpu_s
-    return Speed(partitions * vectors / wall_s, used_s / (partitions * vectors) * 1e6)
+    return Speed(partitions * vectors / wall_s, used_s / max(1, partitions * vectors) * 1e6)
 
 
 def read(settings: Settings, topics: Topics, partition: int) -> None:
@@ -127,6 +127,7 @@ def bench(count: int, repeats: int, folder: Path) -> None:
         version = version_of(settings)
         create_topics(settings, version)
         topics, vectors = Topics.of(settings, version), count // settings.partitions
+        refill(settings.model_copy(update={"data_dir": folder / "first"}), topics, 0, settings.partitions)
         publish(settings, topics, vectors)
         for partitions in (1, settings.partitions):
             best: list[float] = []

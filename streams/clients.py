@@ -133,6 +133,9 @@ def reader(settings: Settings, *, committed: bool = True, **properties: Any) -> 
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 50,
+            "fetch.message.max.bytes": 4_194_304,
+            "queued.max.messages.kbytes": 16_384,
+            "fetch.queue.backoff.ms": 10,  # and not the second for which librdkafka rests when that is full
             **_spelt(properties),
         },
     )

@@ -23,3 +23,8 @@ def random_below(limit: int) -> int:
 def random_id() -> str:
     """96 random bits as 24 hexadecimal characters: a name that nothing else has."""
     return secrets.token_hex(12)
+
+
+def utc_stamp() -> str:
+    """The time to the second as 16 characters, such as 20261121T142500Z, that sort as time goes: for names of files."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s()))

@@ -36,6 +36,9 @@ from streams.transactions import KeyValue, StageProducer
 _log = logging.getLogger("manyray.lane")
 
 STOP_TIMEOUT_S = 30.0
+HELD_WAIT_S = 10.0
+"""How long another process on this machine may take to let go of a table."""
+_HELD_PAUSE_S = 1.0
 _STATS_EVERY_S = 1.0
 
 
@@ -107,12 +110,7 @@ class Lane:
         with_retries(self._recover, self._stopping)
         with_retries(self._check_lookups, self._stopping)
         self._table = self._open_table()
-        table = self._table
-
-        def read_back() -> None:
-            refill(table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping)
-
-        with_retries(read_back, self._stopping)
+        with_retries(self._refill, self._stopping)
         self._note_stats()
 
     def start(self) -> None:
@@ -154,7 +152,7 @@ class Lane:
                     self._learn(record)
                     continue
                 records = self._gather(record)
-                with_retries(lambda: self._write(records), self._stopping, self._recover)  # noqa: B023
+                with_retries(lambda: self._write(records), self._stopping, self._restore)  # noqa: B023
                 reach("dedup.acking")
                 for written in records:
                     written.done()
@@ -229,19 +227,34 @@ class Lane:
 
     def _learn(self, record: Record) -> None:
         """Put computed vectors into the table, with the offset of the next record."""
-        assert self._table is not None
-        if record.offset >= self._table.offset:
-            vectors = vectors_by_fingerprint(record.value, self._topics.version)
-            reach("dedup.learning")
-            self._table.put_many(vectors, record.offset + 1)
-            self._metrics.table_learned.inc(len(vectors))
-            self._note_stats()
+        table = self._table
+        assert table is not None
+
+        def learn() -> None:
+            if record.offset >= table.offset:  # else a refill went further
+                vectors = vectors_by_fingerprint(record.value, self._topics.version)
+                reach("dedup.learning")
+                table.put_many(vectors, record.offset + 1)
+                self._metrics.table_learned.inc(len(vectors))
+
+        with_retries(learn, self._stopping, self._refill)
+        self._note_stats()
         record.done()
 
     def _recover(self) -> None:
         """Fence, then read the checkpoint: the only way to know what was committed."""
         self._producer.open()
         self.progress = read_progress(self._settings, self._topics.checkpoints, self.partition)
+
+    def _refill(self) -> None:
+        """Read back what the table lacks: all of it when it began anew."""
+        assert self._table is not None
+        refill(self._table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping)
+
+    def _restore(self) -> None:
+        """What was committed is read back, and what the table lacks: whichever of the two failed."""
+        self._recover()
+        self._refill()
 
     def _check_lookups(self) -> None:
         """A checkpoint beyond the end of `lookups` means that the topic was made anew.
@@ -260,11 +273,28 @@ class Lane:
             )
 
     def _open_table(self) -> Table:
+        """The table of this partition, once a process that is on its way out has let go of it.
+
+        Raises:
+            Retry: another process holds it, and this lane is to stop.
+            Fatal: it cannot be opened.
+        """
         settings = self._settings
         folder = settings.data_dir / "tables" / f"{self._topics.ray}-{self._topics.version}" / str(self.partition)
         # Shares of one process's bounds by the partitions that one process may own: all of them.
-        disk = RocksTable(folder, settings.table_disk_mib * 2**20 // settings.partitions, self._shared.index_cache)
-        return TieredTable(disk, settings.table_ram_mib * 2**20 // settings.partitions)
+        disk_bytes = settings.table_disk_mib * 2**20 // settings.partitions
+        ram_bytes = settings.table_ram_mib * 2**20 // settings.partitions
+        deadline_s = clock.monotonic_s() + HELD_WAIT_S
+        while True:
+            try:
+                disk = RocksTable(folder, disk_bytes, self._shared.index_cache, self._metrics.table_corrupt.inc)
+                return TieredTable(disk, ram_bytes)
+            except Retry as error:
+                _log.info("partition %d: %s", self.partition, error)
+                if clock.monotonic_s() > deadline_s:
+                    raise Fatal(str(error)) from None
+                if self._stopping.wait(_HELD_PAUSE_S):
+                    raise
 
     def _note_stats(self) -> None:
         now_s = clock.monotonic_s()

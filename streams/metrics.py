@@ -38,7 +38,9 @@ class Metrics:
     dedup_misses: Counter
     table_entries: Gauge
     table_bytes: Gauge
+    table_restoring: Gauge
     table_refilled: Counter
+    table_corrupt: Counter
     table_learned: Counter
     # encode
     encode_posts: Counter
@@ -82,7 +84,9 @@ class Metrics:
             dedup_misses=counter("dedup_misses_total", "posts sent to the encoder"),
             table_entries=gauge("table_entries", "vectors in the tables of this process (RocksDB's estimate)"),
             table_bytes=gauge("table_bytes", "bytes of the tables of this process on disk"),
+            table_restoring=gauge("table_restoring", "partitions whose table is being refilled now"),
             table_refilled=counter("table_refilled_total", "vectors read back from the vectors topic at assignment"),
+            table_corrupt=counter("table_corrupt_total", "tables that were found damaged, set aside and begun anew"),
             table_learned=counter("table_learned_total", "vectors taken from the vectors topic as they were computed"),
             encode_posts=counter("encode_posts_total", "posts given an embedding by the encoder"),
             encode_computed=counter("encode_computed_total", "distinct contents computed"),

@@ -2,8 +2,11 @@
 
 import logging
 import threading
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
 from schemas.content import split_fingerprints
@@ -18,7 +21,8 @@ from streams.topics import Topics
 _log = logging.getLogger("manyray.refill")
 
 _LOG_EVERY_S = 2.0
-_RECORDS_AT_ONCE = 16  # a record has up to half a megabyte
+_RECORDS_AT_ONCE = 32  # a record has up to half a megabyte
+_BATCH_WAIT_S = 0.05
 
 
 def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, bytes]:
@@ -39,6 +43,34 @@ def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, by
     return {fingerprint: blob[index * size : (index + 1) * size] for index, fingerprint in enumerate(fingerprints)}
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a read of one partition of `vectors` brought: vectors, the offset after them, and whether it ends there."""
+
+    vectors: dict[bytes, bytes]
+    offset: int | None
+    ended: bool
+
+
+def read_batch(messages: Sequence[Message], version: str) -> Batch:
+    """The batch in a consumer's messages, up to the first end of the partition.
+
+    Raises:
+        KafkaException: one of them is an error.
+    """
+    vectors, offset = dict[bytes, bytes](), None
+    for message in messages:
+        error, offset = message.error(), message.offset() or 0
+        if error is None:
+            vectors.update(vectors_by_fingerprint(message.value(), version))
+            offset += 1
+        elif error.code() == KafkaError._PARTITION_EOF:
+            return Batch(vectors, offset, ended=True)
+        else:
+            raise KafkaException(error)
+    return Batch(vectors, offset, ended=False)
+
+
 def refill(
     table: Table, settings: Settings, topics: Topics, partition: int, *, metrics: Metrics, stop: threading.Event
 ) -> bool:
@@ -49,50 +81,48 @@ def refill(
     What is missing then comes through the agent, and look-ups miss meanwhile: they cost compute, not correctness.
 
     Raises:
-        Retry: the brokers did not answer in time.
+        Retry: the brokers did not answer in time, or the table was damaged and has begun anew.
         Fatal: the table cannot be written.
     """
     topic, wait_s = topics.vectors, settings.restore_wait_s
-    consumer = clients.reader(settings)
-    began_s = clock.monotonic_s()
-    logged_s, count = began_s, 0
-    try:
-        low, end = clients.watermarks(consumer, topic, partition)
-        if not low <= table.offset <= end:  # it was trimmed, or made anew: all that there is, is read
-            table.put_many({}, low)
-        start = table.offset
-        if start >= end:
-            return True
-        consumer.assign([TopicPartition(topic, partition, start)])
-        while clock.monotonic_s() - began_s < wait_s and not stop.is_set():
-            for message in consumer.consume(_RECORDS_AT_ONCE, 0.2):
-                error = message.error()
-                offset = message.offset() or 0
-                if error is None:
-                    found = vectors_by_fingerprint(message.value(), topics.version)
-                    table.put_many(found, offset + 1)
-                    count += len(found)
-                    metrics.table_refilled.inc(len(found))
-                elif error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                elif offset >= end:
-                    table.put_many({}, offset)
-                    _report(partition, count, clock.monotonic_s() - began_s)
+    began_s = logged_s = clock.monotonic_s()
+    count = 0
+    with closing(clients.reader(settings)) as consumer, metrics.table_restoring.track_inprogress():
+        try:
+            low, end = clients.watermarks(consumer, topic, partition)
+            if not low <= table.offset <= end:  # it was trimmed, or made anew: all that there is, is read
+                table.put_many({}, low)
+            start = table.offset
+            if start >= end:
+                return True
+            consumer.assign([TopicPartition(topic, partition, start)])
+            while clock.monotonic_s() - began_s < wait_s and not stop.is_set():
+                batch = read_batch(consumer.consume(_RECORDS_AT_ONCE, _BATCH_WAIT_S), topics.version)
+                if batch.offset is not None:
+                    table.put_many(batch.vectors, batch.offset)
+                    count += len(batch.vectors)
+                    metrics.table_refilled.inc(len(batch.vectors))
+                if batch.ended and table.offset < end:  # the topic was made anew, and is shorter now
+                    _, end = clients.watermarks(consumer, topic, partition)
+                seconds = clock.monotonic_s() - began_s
+                if batch.ended and table.offset >= end:
+                    if count:
+                        _log.info("partition %d: %d vectors refilled in %.1f s", partition, count, seconds)
                     return True
-            if clock.monotonic_s() - logged_s > _LOG_EVERY_S:
-                logged_s = clock.monotonic_s()
-                share = (table.offset - start) / (end - start)
-                _log.info("partition %d: table refilled to %.0f %%, %d vectors", partition, share * 100, count)
-    except KafkaException as error:
-        raise Retry(f"vectors of {topic}/{partition}: {error.args[0].str()}") from None
-    finally:
-        consumer.close()
-    if stop.is_set():
-        return False
-    _log.warning("partition %d: table not whole after restore_wait_s = %.0f s; misses until it is", partition, wait_s)
+                if clock.monotonic_s() - logged_s > _LOG_EVERY_S:
+                    logged_s = clock.monotonic_s()
+                    _log.info(
+                        "partition %d: %s", partition, progress(table.offset - start, end - start, count, seconds)
+                    )
+        except KafkaException as error:
+            raise Retry(f"vectors of {topic}/{partition}: {error.args[0].str()}") from None
+    if not stop.is_set():
+        _log.warning("partition %d: table not whole after restore_wait_s = %g s; misses until it is", partition, wait_s)
     return False
 
 
-def _report(partition: int, count: int, seconds: float) -> None:
-    if count:
-        _log.info("partition %d: %d vectors refilled in %.1f s", partition, count, seconds)
+def progress(done: int, whole: int, vectors: int, seconds: float) -> str:
+    """A refill in words: the share of offsets that is done, vectors so far and a second, seconds left at that pace."""
+    share = min(1.0, max(0.0, done / whole)) if whole > 0 else 1.0
+    left = f"{seconds * (1 - share) / share:.0f} s left" if share else "nothing read yet"
+    return f"table refilled to {share:.0%}, {vectors:,} vectors, {vectors / seconds:,.0f} a second, {left}"

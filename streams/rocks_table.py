@@ -3,17 +3,22 @@
 import errno
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, WriteBatch
+from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, WriteBatch, WriteOptions
 
-from schemas.errors import Fatal
+from schemas.errors import Fatal, ManyrayError, Retry
+from streams import clock
+from streams.table_folder import claim, set_aside
 
 _log = logging.getLogger("manyray.table")
 
 _OFFSET = b"offset"  # 6 bytes: no fingerprint, which has 16, can be equal
 _WRITE_BATCH_BYTES = 1_000_000  # rocksdict's `write` holds the GIL, so a batch is bounded
+_STALL_WAIT_S = 30.0
+_STALL_PAUSE_S = 0.002
 _MEMTABLE_BYTES = 16 * 1024 * 1024
 _MEMTABLE_BYTES_MIN = 64 * 1024
 _INDEX_CACHE_BYTES = 64 * 1024 * 1024
@@ -24,33 +29,44 @@ class RocksTable:
 
     It is bounded by two generations of half of `bytes_max` each: vectors are written to the newer; when that is full,
     the older is deleted whole and a new one begins. What is evicted so is computed again when it is next met.
+
+    It has no write-ahead log: `vectors` is one. What is in memory goes to disk whole and in order, the offset with the
+    vectors before it, so a crash leaves an older table, and what it lacks is read from `vectors` again.
     """
 
-    def __init__(self, folder: Path, bytes_max: int, index_cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bytes_max: int,
+        index_cache: Cache | None = None,
+        on_corrupt: Callable[[], object] = lambda: None,
+    ) -> None:
         """Open or create the table in `folder`; `index_cache` is shared by the tables of a process.
 
+        A folder that is damaged is set aside, with a call of `on_corrupt`, and the table begins anew.
+
         Raises:
-            Fatal: the folder cannot be used (disk full, no permission, held by another process).
+            Retry: another process holds the folder.
+            Fatal: the folder cannot be used (disk full, no permission).
         """
         self._folder = folder
+        self._on_corrupt = on_corrupt
         self._half_bytes = max(1, bytes_max // 2)
         # Of a small table the memtable is a part that counts: an eighth of the whole at most.
         memtable_bytes = max(_MEMTABLE_BYTES_MIN, min(_MEMTABLE_BYTES, bytes_max // 8))
         self._options = _options(index_cache or Cache(_INDEX_CACHE_BYTES), memtable_bytes)
+        self._generations: list[tuple[int, Rdict]] = []
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-            for number in numbers[:-2]:  # a rotation that was cut short
-                shutil.rmtree(folder / str(number))
-            self._generations = [(number, self._open(number)) for number in (numbers or [1])[-2:]]
+            self._open_all()
         except Exception as error:
-            raise _explain(error, folder) from None
-        # A crash between a rotation and the first write leaves a newest one without an offset.
-        self.offset = _offset_of(self._newest) or _offset_of(self._generations[0][1])
-        self._unchecked_bytes = self._half_bytes  # so that the first write looks at the size
+            self._begin_anew(error)
 
     def get_many(self, fingerprints: list[bytes]) -> list[bytes | None]:
-        """See `Table`."""
+        """See `Table`.
+
+        Raises:
+            Retry: the table was damaged, and has begun anew.
+        """
         if not fingerprints:
             return []
         try:
@@ -61,30 +77,31 @@ class RocksTable:
                 for index, vector in zip(missing, older, strict=True):
                     found[index] = vector
         except Exception as error:
-            raise _explain(error, self._folder) from None
+            raise self._begin_anew(error) from None
         return found
 
     def put_many(self, vectors: dict[bytes, bytes], offset: int) -> None:
         """See `Table`; atomic within a megabyte, and the offset goes last.
 
         Raises:
+            Retry: the table was damaged, and has begun anew.
             Fatal: the disk is full, or fails.
         """
         try:
             self._rotate_when_full()
-            batch, size = WriteBatch(raw_mode=True), 0
+            entries, size = list[tuple[bytes, bytes]](), 0
             for fingerprint, vector in vectors.items():
-                batch.put(fingerprint, vector)
+                entries.append((fingerprint, vector))
                 size += len(vector)
                 if size >= _WRITE_BATCH_BYTES:
-                    self._newest.write(batch)
+                    self._write(entries)
                     self._unchecked_bytes += size
-                    batch, size = WriteBatch(raw_mode=True), 0
-            batch.put(_OFFSET, offset.to_bytes(8, "big"))
-            self._newest.write(batch)
+                    entries, size = [], 0
+            entries.append((_OFFSET, offset.to_bytes(8, "big")))
+            self._write(entries)
             self._unchecked_bytes += size
         except Exception as error:
-            raise _explain(error, self._folder) from None
+            raise self._begin_anew(error) from None
         self.offset = offset
 
     def entries(self) -> int:
@@ -98,7 +115,8 @@ class RocksTable:
 
     def close(self) -> None:
         """See `Table`."""
-        for _, database in self._generations:
+        while self._generations:
+            _, database = self._generations.pop()
             try:
                 database.close()
             except Exception as error:  # after a failed write it fails too; what is lost is read from `vectors` again
@@ -108,8 +126,54 @@ class RocksTable:
     def _newest(self) -> Rdict:
         return self._generations[-1][1]
 
+    def _open_all(self) -> None:
+        self._generations = []
+        for number in claim(self._folder) or [1]:
+            self._generations.append((number, self._open(number)))
+        # A crash between a rotation and the first flush leaves a newest one without an offset.
+        self.offset = _offset_of(self._newest) or _offset_of(self._generations[0][1])
+        self._unchecked_bytes = self._half_bytes  # so that the first write looks at the size
+
     def _open(self, number: int) -> Rdict:
-        return Rdict(str(self._folder / str(number)), options=self._options, access_type=AccessType.read_write())
+        opened = Rdict(str(self._folder / str(number)), options=self._options, access_type=AccessType.read_write())
+        writes = WriteOptions()
+        cast(Any, writes).disable_wal = True  # a property, whatever its stub says
+        writes.no_slowdown = True
+        opened.set_write_options(writes)
+        return opened
+
+    def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write once RocksDB has room in memory; within it a write would wait with the GIL, on a full disk for ever."""
+        deadline_s = clock.monotonic_s() + _STALL_WAIT_S
+        while True:
+            batch = WriteBatch(raw_mode=True)  # a new one each time: a write that fails takes it too
+            for key, value in entries:
+                batch.put(key, value)
+            try:
+                return self._newest.write(batch)
+            except Exception as error:
+                if "Write stall" not in str(error) or clock.monotonic_s() > deadline_s:
+                    raise
+            clock.sleep_s(_STALL_PAUSE_S)
+
+    def _begin_anew(self, error: Exception) -> Retry:
+        """Set a damaged table aside and open an empty one; the Retry says so.
+
+        Raises:
+            ManyrayError: the table is not damaged, `error` is another one.
+        """
+        self.close()
+        if not is_damage(error):
+            raise explain(error, self._folder) from None
+        try:
+            aside = set_aside(self._folder)
+            self._open_all()
+        except Exception as failed:
+            raise explain(failed, self._folder) from None
+        self._on_corrupt()
+        text = f"table {self._folder} was damaged ({_first_line(error)}): kept as {aside.name}, and begun anew"
+        _log.warning("%s; it is refilled from the vectors topic", text)
+        return Retry(text)
 
     def _rotate_when_full(self) -> None:
         # Asking RocksDB for its size costs more than a write: it is asked once every 64th of the limit.
@@ -118,6 +182,7 @@ class RocksTable:
         self._unchecked_bytes = 0
         if _size(self._newest) < self._half_bytes:
             return
+        self._newest.flush()  # or a crash could find the next one on disk, and what was here still only in memory
         if len(self._generations) > 1:
             number, oldest = self._generations.pop(0)
             oldest.close()
@@ -146,7 +211,6 @@ def _options(cache: Cache, memtable_bytes: int) -> Options:
     options.set_enable_blob_gc(True)
     options.set_write_buffer_size(memtable_bytes)
     options.set_arena_block_size(memtable_bytes // 8)
-    options.set_max_total_wal_size(2 * memtable_bytes)
     options.set_max_open_files(256)
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1_000_000)
@@ -171,14 +235,24 @@ def _size(database: Rdict) -> int:
     return sum(_property(database, name) for name in names)
 
 
-def _explain(error: Exception, folder: Path) -> Fatal:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "No space left" in text or getattr(error, "errno", None) == errno.ENOSPC:
+def is_damage(error: Exception) -> bool:
+    """Whether RocksDB found its files damaged: a checksum or a length that is wrong, or a file that is gone."""
+    return _first_line(error).startswith(("Corruption:", "IO error: No such file"))
+
+
+def explain(error: Exception, folder: Path) -> ManyrayError:
+    """What keeps a table from being used, in one line with the remedy; a Retry if another process may let go of it."""
+    text, number = _first_line(error), getattr(error, "errno", None)
+    if "No space left" in text or number == errno.ENOSPC:
         return Fatal(f"disk full under {folder}: free space, lower table_disk_mib, or move data_dir")
-    if "Too many open files" in text or getattr(error, "errno", None) == errno.EMFILE:
+    if "Too many open files" in text or number == errno.EMFILE:
         return Fatal(f"table {folder} cannot be opened: too many open files; raise the limit (ulimit -n)")
     if "lock" in text.lower() and "LOCK" in text:
-        return Fatal(f"table {folder} is held by another process: stop it, or give this one its own data_dir")
+        return Retry(f"table {folder} is held by another process: stop it, or give this one its own data_dir")
     if "Permission denied" in text or "Read-only" in text:
         return Fatal(f"table {folder} cannot be written: make data_dir writable for this user")
     return Fatal(f"table {folder} cannot be used ({text}): delete the folder, it is refilled from the vectors topic")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

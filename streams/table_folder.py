@@ -1,0 +1,50 @@
+"""The folder of a table on disk: its format, its generations, and where a damaged one goes."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from streams import clock
+
+_log = logging.getLogger("manyray.table")
+
+FORMAT = "1"
+"""Of what the table writes: raise it when that changes, and tables of before are refilled."""
+_FORMAT_FILE = "FORMAT"
+_GENERATIONS = 2
+
+
+def claim(folder: Path) -> list[int]:
+    """Make `folder` a table's and return the numbers of its generations, oldest first; none in a new one.
+
+    What is in it is removed if it is of another format, and so are generations that a rotation left behind.
+
+    Raises:
+        OSError: the folder cannot be used.
+    """
+    file = folder / _FORMAT_FILE
+    found = file.read_text(errors="replace") if file.exists() else ""
+    if found != FORMAT:
+        if folder.exists() and any(folder.iterdir()):
+            _log.warning("table %s is of format %r, not %r: removed, to be refilled", folder, found, FORMAT)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(FORMAT)
+    numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    for number in numbers[:-_GENERATIONS]:
+        shutil.rmtree(folder / str(number))
+    return numbers[-_GENERATIONS:]
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged table's folder, for whoever wants to know why; one that was set aside before is removed.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for older in folder.parent.glob(f"{folder.name}.corrupt-*"):
+        shutil.rmtree(older)
+    aside = folder.with_name(f"{folder.name}.corrupt-{clock.utc_stamp()}")
+    if folder.exists():  # not if somebody deleted it under us
+        folder.rename(aside)
+    return aside
