@@ -1,0 +1,240 @@
+"""Restoring a table on real Kafka: whatever became of it or of `vectors`, the lane serves and nothing is lost."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from schemas.chunk import ChunkBuilder
+from schemas.errors import ManyrayError
+from schemas.internal_pb2 import Source, Vectors
+from streams import clients
+from streams.lane import Lane, Record, Shared
+from streams.metrics import Metrics
+from streams.refill import progress, refill
+from streams.rocks_table import index_cache
+from streams.settings import Settings
+from streams.table import MemoryTable
+from streams.topics import Topics, create_topics
+from streams.up import Pipeline
+from streams.version import version_of
+from tests.oracle import await_embeddings, post, read_embeddings, send
+from tests.test_pipeline import values
+from tests.test_table import DAMAGES, key
+from tests.waiting import WAIT_S, wait_until
+
+pytestmark = pytest.mark.broker
+
+DIMS = 384
+VECTORS_A_RECORD = 64
+
+
+def vector(number: int) -> bytes:
+    """A vector that is no other's, and does not compress."""
+    return hashlib.shake_128(number.to_bytes(4, "little")).digest(4 * DIMS)
+
+
+@pytest.fixture
+def small(settings: Settings) -> Settings:
+    """Settings whose tables are small and whole on disk, so that they are soon in files and read from them."""
+    return settings.model_copy(update={"table_disk_mib": 64, "table_ram_mib": 0})
+
+
+@pytest.fixture
+def topics(small: Settings) -> Topics:
+    """Those of the settings, which exist."""
+    version = version_of(small)
+    create_topics(small, version)
+    return Topics.of(small, version)
+
+
+def record_of(version: str, number: int) -> bytes:
+    """The record of `vectors` with that number."""
+    numbers = range(number * VECTORS_A_RECORD, (number + 1) * VECTORS_A_RECORD)
+    fingerprints, vectors = b"".join(map(key, numbers)), b"".join(map(vector, numbers))
+    return Vectors(version=version, dims=DIMS, fingerprints=fingerprints, vectors=vectors).SerializeToString()
+
+
+def publish(settings: Settings, topics: Topics, count: int) -> None:
+    """So many records into the first partition of `vectors`."""
+    producer = clients.producer(settings)
+    for number in range(count):
+        producer.produce(topics.vectors, record_of(topics.version, number), partition=0)
+    assert producer.flush(WAIT_S) == 0
+
+
+class Trimming(MemoryTable):
+    """A table that has something done to `vectors` when the first of it is stored."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._then = then
+
+    def put_many(self, vectors: dict[bytes, bytes], offset: int) -> None:
+        """As every table; then, once, what was asked for."""
+        super().put_many(vectors, offset)
+        then, self._then = self._then, lambda: None
+        then()
+
+
+@pytest.mark.parametrize("kept", [0, 10])
+def test_records_that_go_during_a_refill_are_passed_over(small: Settings, topics: Topics, kept: int) -> None:
+    """Retention takes what is not read yet: the refill ends whole at the end, with all that is left."""
+    count = 500  # some 50 MB: more than is fetched before the first of it is stored
+    publish(small, topics, count)
+
+    def trim() -> None:
+        admin = clients.admin_client(small)  # while it is there, its futures are
+        for future in admin.delete_records([TopicPartition(topics.vectors, 0, count - kept)]).values():
+            future.result(WAIT_S)
+
+    table, metrics = Trimming(trim), Metrics.create()
+    assert refill(table, small, topics, 0, metrics=metrics, stop=threading.Event())
+    assert table.offset == count
+    numbers = range((count - kept) * VECTORS_A_RECORD, count * VECTORS_A_RECORD)
+    assert table.get_many([key(number) for number in numbers]) == [vector(number) for number in numbers]
+    assert 0 < metrics.table_refilled._value.get() < count * VECTORS_A_RECORD
+    assert metrics.table_restoring._value.get() == 0
+
+
+def test_a_table_that_is_ahead_of_its_topic_reads_all_of_it(small: Settings, topics: Topics) -> None:
+    """A topic that was made anew is shorter: the table goes back to its start."""
+    publish(small, topics, 3)
+    table = MemoryTable()
+    table.put_many({}, 1_000)
+    assert refill(table, small, topics, 0, metrics=Metrics.create(), stop=threading.Event())
+    assert (table.offset, table.entries()) == (3, 3 * VECTORS_A_RECORD)
+
+
+def test_progress_is_told_in_words() -> None:
+    """Share, vectors, pace and what is left, also before anything was read and beyond an end that moved."""
+    assert progress(250, 1_000, 50_000, 2.0) == "table refilled to 25%, 50,000 vectors, 25,000 a second, 6 s left"
+    assert progress(0, 1_000, 0, 2.0) == "table refilled to 0%, 0 vectors, 0 a second, nothing read yet"
+    assert progress(1_100, 1_000, 9, 1.0).startswith("table refilled to 100%")
+
+
+@contextmanager
+def lane_of(settings: Settings, topics: Topics, metrics: Metrics) -> Iterator[Lane]:
+    """The lane of the first partition, working; what is fatal to it fails the test."""
+    fatal: list[ManyrayError] = []
+    lane = Lane(Shared(settings, topics, metrics, index_cache(), fatal.append), 0)
+    try:
+        lane.prepare()
+        lane.start()
+        yield lane
+    finally:
+        lane.stop()
+    assert fatal == []
+
+
+def put(lane: Lane, value: bytes, offset: int, *, is_vectors: bool) -> threading.Event:
+    """Hand a record to a lane; the event is set when it is done."""
+    done = threading.Event()
+    lane.put(Record(value, offset, is_vectors, done.set))
+    return done
+
+
+def lookup(topics: Topics, numbers: range) -> bytes:
+    """A chunk of posts whose contents have those vectors."""
+    builder, source = ChunkBuilder(), ("posts", 0)
+    for number in numbers:
+        builder.add_post(str(number), builder.add_content(key(number), str(number).encode()), source, number, 0)
+    sources = [Source(topic="posts", partition=0, epoch_ms=1, sequence=1)]
+    return builder.build(topics.version, sources).SerializeToString()
+
+
+def folder_of(settings: Settings, topics: Topics) -> Path:
+    """Where the table of the first partition lies."""
+    return settings.data_dir / "tables" / f"{topics.ray}-{topics.version}" / "0"
+
+
+def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, topics: Topics) -> None:
+    """Values are checked when they are read: the table is set aside and refilled, and then the posts are hits."""
+    publish(small, topics, 100)
+    with lane_of(small, topics, Metrics.create()):
+        pass
+    for blob in folder_of(small, topics).rglob("*.blob"):
+        blob.write_bytes(DAMAGES["cut to half"](blob.read_bytes()))
+    metrics = Metrics.create()
+    with lane_of(small, topics, metrics) as lane:
+        assert metrics.table_corrupt._value.get() == 0
+        done = put(lane, lookup(topics, range(500)), 0, is_vectors=False)
+        wait_until(done.is_set, "the look-ups are done")
+        assert (metrics.dedup_hits._value.get(), metrics.dedup_posts._value.get()) == (500, 500)
+        assert (metrics.table_corrupt._value.get(), lane.vectors_offset) == (1, 100)
+    assert len(list(folder_of(small, topics).parent.glob("0.corrupt-*"))) == 1
+
+
+def test_a_lane_refills_a_table_that_is_deleted_while_it_learns(small: Settings, topics: Topics) -> None:
+    """The vectors in hand fail to be written: the table begins anew, and has all of them in the end."""
+    count = 100
+    metrics = Metrics.create()
+    with lane_of(small, topics, metrics) as lane:
+        publish(small, topics, count)
+        shutil.rmtree(folder_of(small, topics))
+        events = [put(lane, record_of(topics.version, number), number, is_vectors=True) for number in range(count)]
+        wait_until(events[-1].is_set, "all is learned")
+        assert metrics.table_corrupt._value.get() == 1
+        done = put(lane, lookup(topics, range(count * VECTORS_A_RECORD)), 0, is_vectors=False)
+        wait_until(done.is_set, "the look-ups are done")
+        assert metrics.dedup_hits._value.get() == count * VECTORS_A_RECORD
+
+
+def test_a_lane_waits_for_a_table_that_is_held(small: Settings, topics: Topics, caplog) -> None:
+    """A process that is on its way out may hold it for a moment: the lane says so, and is ready when it is gone."""
+    folder = folder_of(small, topics)
+    code = (
+        "import sys; from pathlib import Path; from streams.rocks_table import RocksTable\n"
+        f"table = RocksTable(Path({str(folder)!r}), {2**24}); print('held', flush=True); sys.stdin.read()"
+    )
+    caplog.set_level("INFO", "manyray.lane")
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        lane = Lane(Shared(small, topics, Metrics.create(), index_cache(), print), 0)
+        preparing = threading.Thread(target=lane.prepare)
+        preparing.start()
+        wait_until(lambda: "held by another process" in caplog.text, "the lane says that it waits")
+        other.kill()
+        preparing.join(WAIT_S)
+    assert lane._table is not None
+    lane.stop()
+
+
+def test_look_ups_do_not_wait_longer_than_they_may(settings: Settings) -> None:
+    """With no time to refill, dedup serves at once and misses; every post comes once, and the table is whole in the
+    end through the agent.
+    """
+    create_topics(settings, version_of(settings))
+    count = 2_000
+
+    def some(prefix: str) -> list[bytes]:
+        return [post(f"{prefix}{number}", f"text {number}") for number in range(count)]
+
+    with Pipeline(settings) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        send(settings, some("a"))
+        await_embeddings(settings, count)
+    shutil.rmtree(settings.data_dir / "tables")
+    with Pipeline(settings.model_copy(update={"restore_wait_s": 0.0})) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        send(settings, some("b"))
+        await_embeddings(settings, 2 * count)
+        wait_until(lambda: sum(values(pipeline, "dedup", "manyray_table_learned_total")) >= count, "the table is whole")
+        assert sum(values(pipeline, "dedup", "manyray_table_refilled_total")) == 0
+        before = sum(values(pipeline, "dedup", "manyray_dedup_hits_total"))
+        send(settings, some("c"))
+        await_embeddings(settings, 3 * count)
+        assert sum(values(pipeline, "dedup", "manyray_dedup_hits_total")) - before == count
+    seen = read_embeddings(settings)
+    assert seen.ids.total() == len(seen.ids) == 3 * count
