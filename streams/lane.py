@@ -6,6 +6,7 @@ each transaction the outputs, the misses and the new checkpoint; only after the 
 
 import logging
 import queue
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -36,7 +37,7 @@ from streams.transactions import KeyValue, StageProducer
 _log = logging.getLogger("manyray.lane")
 
 STOP_TIMEOUT_S = 30.0
-HELD_WAIT_S = 10.0
+HELD_WAIT_S = 2.0
 """How long another process on this machine may take to let go of a table."""
 _HELD_PAUSE_S = 1.0
 _STATS_EVERY_S = 1.0
@@ -275,9 +276,11 @@ class Lane:
     def _open_table(self) -> Table:
         """The table of this partition, once a process that is on its way out has let go of it.
 
+        One that does not, such as a process that is stopped, keeps its folder: the lane takes a spare one beside it.
+
         Raises:
             Retry: another process holds it, and this lane is to stop.
-            Fatal: it cannot be opened.
+            Fatal: it cannot be opened, or the spare one is held too.
         """
         settings = self._settings
         folder = settings.data_dir / "tables" / f"{self._topics.ray}-{self._topics.version}" / str(self.partition)
@@ -285,16 +288,24 @@ class Lane:
         disk_bytes = settings.table_disk_mib * 2**20 // settings.partitions
         ram_bytes = settings.table_ram_mib * 2**20 // settings.partitions
         deadline_s = clock.monotonic_s() + HELD_WAIT_S
+        spare = folder.with_name(f"{self.partition}.spare")
+        chosen = folder
         while True:
             try:
-                disk = RocksTable(folder, disk_bytes, self._shared.index_cache, self._metrics.table_corrupt.inc)
-                return TieredTable(disk, ram_bytes)
+                disk = RocksTable(chosen, disk_bytes, self._shared.index_cache, self._metrics.table_corrupt.inc)
             except Retry as error:
-                _log.info("partition %d: %s", self.partition, error)
-                if clock.monotonic_s() > deadline_s:
-                    raise Fatal(str(error)) from None
                 if self._stopping.wait(_HELD_PAUSE_S):
                     raise
+                if clock.monotonic_s() < deadline_s:
+                    continue
+                if chosen is spare:
+                    raise Fatal(str(error)) from None
+                _log.warning("partition %d: %s; goes on with one of its own", self.partition, error)
+                chosen = spare
+            else:
+                if chosen is folder:
+                    shutil.rmtree(spare, ignore_errors=True)
+                return TieredTable(disk, ram_bytes)
 
     def _note_stats(self) -> None:
         now_s = clock.monotonic_s()
