@@ -67,10 +67,10 @@ def _bounce(find: Find, run: Run, *, hard: bool) -> None:
 
 for _name, _find in TARGETS.items():
     for _how, _hard in (("hard", True), ("clean", False)):
-        add(Fault(f"bounce-{_name}-{_how}", 6, partial(_bounce, _find, hard=_hard), brokers=3, rate=1_500))
+        add(Fault(f"bounce-{_name}-{_how}", 6, partial(_bounce, _find, hard=_hard), brokers=3, rate=500))
 
 
-@fault(6, brokers=3, rate=1_000)
+@fault(6, brokers=3, rate=500)
 def broker_down_70_s(run: Run) -> None:
     """One of three brokers is down for longer than any session or timeout; the others do the work meanwhile."""
     server = run.cluster.servers[_leader(run)]
@@ -82,7 +82,7 @@ def broker_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, brokers=3, rate=1_000)
+@fault(6, brokers=3, rate=500)
 def all_brokers_down_70_s(run: Run) -> None:
     """All brokers are killed; the roles wait, or end and are started again."""
     for server in run.cluster.servers.values():
@@ -93,7 +93,7 @@ def all_brokers_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, brokers=3, rate=1_000)
+@fault(6, brokers=3, rate=500)
 def broker_paused(run: Run) -> None:
     """A broker that says nothing and keeps its connections, as on a host that swaps."""
     server = run.cluster.servers[_leader(run)]
@@ -103,7 +103,7 @@ def broker_paused(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, brokers=3, rate=1_000)
+@fault(6, brokers=3, rate=500)
 def roles_started_without_brokers(run: Run) -> None:
     """Every role is killed while no broker is there: it is started again and again until one is."""
     for server in run.cluster.servers.values():
@@ -183,8 +183,8 @@ for _path, _links in PATHS.items():
         "latency": partial(_delay, _links),
     }
     for _shape, _strike in _shapes.items():
-        add(Fault(f"{_path}-{_shape}", 7, _strike, brokers=3, rate=1_000))
-add(Fault("brokers-cut-one-way", 7, partial(_partition, _to_leader), brokers=3, rate=1_000))
+        add(Fault(f"{_path}-{_shape}", 7, _strike, brokers=3, rate=500))
+add(Fault("brokers-cut-one-way", 7, partial(_partition, _to_leader), brokers=3, rate=500))
 
 
 def _hold(apis: tuple[Api, ...], seconds: float | None, run: Run) -> None:
@@ -201,11 +201,11 @@ def _hold(apis: tuple[Api, ...], seconds: float | None, run: Run) -> None:
 
 for _api in (Api.END_TXN, Api.ADD_PARTITIONS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.PRODUCE):
     _call = _api.name.lower().replace("_", "-")
-    add(Fault(f"delayed-{_call}", 5, partial(_hold, (_api,), HOLD_S), rate=1_000))
-    add(Fault(f"dropped-{_call}", 5, partial(_hold, (_api,), None), rate=1_000))
+    add(Fault(f"delayed-{_call}", 5, partial(_hold, (_api,), HOLD_S), rate=500))
+    add(Fault(f"dropped-{_call}", 5, partial(_hold, (_api,), None), rate=500))
 
 
-@fault(5, rate=1_000)
+@fault(5, rate=500)
 def dropped_init_producer_id(run: Run) -> None:
     """Producers that are built anew are not answered: those of a dedup that was killed."""
     link = run.cluster.clients(1)

@@ -16,11 +16,25 @@ ROWS = {"dedup": 1, "ingest": 2, "encode": 3}
 COMMIT_S = 0.03
 """About what a commit takes: a kill within it strikes before, in, or after what the coordinator does."""
 
+FLUSHED_S = 0.5
+"""A producer sends what it was given within linger.ms, 5."""
+
 
 def _kill_at(role: str, step: str) -> Strike:
     def strike(run: Run) -> None:
         after_s = f" {run.random.random() * COMMIT_S:.4f}" if step == "committing" else ""
         run.strike_at(f"{role}.{step}", f"kill{after_s}")
+
+    return strike
+
+
+def _kill_when_flushed(role: str) -> Strike:
+    """Kill a process whose outputs have reached the brokers, and whose transaction is not ended."""
+
+    def strike(run: Run) -> None:
+        run.strike_at(f"{role}.sent", "hang")
+        run.rest(FLUSHED_S)
+        run.kill(role)
 
     return strike
 
@@ -60,6 +74,7 @@ def _fail_at(point: str, action: str) -> Strike:
 for _role, _steps in STEPS.items():
     for _step in _steps:
         add(Fault(f"kill-{_role}-{_step}", ROWS[_role], _kill_at(_role, _step)))
+    add(Fault(f"kill-{_role}-flushed", ROWS[_role], _kill_when_flushed(_role)))
     add(
         Fault(
             f"kill-{_role}-at-least-once",
@@ -72,5 +87,6 @@ for _role, _steps in STEPS.items():
     add(Fault(f"kill-{_role}-with-standby", ROWS[_role], _kill_at(_role, "sent"), roles={_role: 2}))
     for _step in ("began", "sent"):
         add(Fault(f"zombie-{_role}-{_step}", 4, _freeze_at(_role, _step), roles={_role: 2}))
+    add(Fault(f"retry-{_role}-before-commit", 14, _fail_at(f"{_role}.sent", "raise")))
     add(Fault(f"retry-{_role}-after-commit", 14, _fail_at(f"{_role}.committed", "raise")))
     add(Fault(f"crash-{_role}-after-commit", 14, _fail_at(f"{_role}.committed", "crash")))

@@ -479,6 +479,18 @@ def test_a_crash_after_a_rotation_leaves_no_hole(tmp_path):
     table.close()
 
 
+def test_a_crash_within_a_large_store_keeps_the_older_offset(tmp_path):
+    """A store that goes to disk in parts is not done before its last part: the offset is not ahead of any vector."""
+    table = RocksTable(tmp_path / "0", SMALL)
+    table.put_many({key(number): vector(number) for number in range(3_000)}, 3_000)
+    copy_still(tmp_path / "0", tmp_path / "crashed")
+    table.close()
+    table = RocksTable(tmp_path / "crashed", SMALL)
+    assert alive(table, 3_000) != []
+    assert alive(table, table.offset) == list(range(table.offset))
+    table.close()
+
+
 def test_a_process_that_is_killed_leaves_a_consistent_table(tmp_path):
     """After kill -9 amid writes every vector stored before the offset is found, time after time."""
     code = (
