@@ -7,7 +7,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from faults import brokers, processes  # noqa: F401 # pyright: ignore[reportUnusedImport] - their faults are in the list then
+from faults import brokers, pressure, processes, rebalances, state  # noqa: F401 # pyright: ignore[reportUnusedImport] - their faults are in the list then
 from faults.fault import FAULTS
 from faults.run import Verdict, run_fault
 
@@ -38,7 +38,7 @@ def line(verdict: Verdict) -> str:
         f"{verdict.posts:>9,} posts  lost {verdict.lost}  doubled {verdict.doubled}  rejected {verdict.rejected:,}  "
         f"recomputed {verdict.recomputed:,}  silent {verdict.silent_s:.1f} s  ({verdict.seconds:.0f} s)"
     )
-    told = "".join(f"\n      {problem}" for problem in verdict.problems)
+    told = "".join(f"\n      {text}" for text in (*verdict.problems, *verdict.notes))
     return f"{'FAIL' if verdict.problems else 'ok  '} {verdict.fault:<34} seed {verdict.seed:<3}{counts}{told}"
 
 

@@ -171,6 +171,7 @@ class Cluster:
         self._clients: dict[int, Link] = {}
         self._between: dict[tuple[int, int], list[Link]] = {}
         self.servers: dict[int, Member] = {}
+        self.folder = Path()
 
     @classmethod
     def start(cls, folder: Path, brokers: int = 3, *, heap_mib: int = 256) -> Self:
@@ -181,6 +182,7 @@ class Cluster:
         if brokers not in (1, 3):
             raise Fatal(f"brokers={brokers}: a cluster for faults has 1 broker, or 3")
         cluster = cls()
+        cluster.folder = folder
         try:
             cluster._start(folder.resolve(), brokers, heap_mib)
         except BaseException:

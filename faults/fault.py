@@ -27,6 +27,10 @@ class Fault:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     launch: str = ""
     """What `faults.launch` changes in the roles before it starts them; nothing if empty."""
+    disk: str = ""
+    """A folder of the run that has a disk of its own, which can be filled; none if empty."""
+    clock: bool = False
+    """Whether the clocks of roles and brokers can be shifted."""
     doubles: bool = False
     """Whether posts may come out more than once."""
     tables: bool = True

@@ -3,15 +3,18 @@
     no-fencing            dedup's producers fence nobody
     read-uncommitted      dedup's agents are given what aborted transactions wrote
     remember-uncommitted  the encoder remembers vectors before they are committed
+    slow-encoder          the encoder takes as many seconds for a window as the failpoint `slow` says, while it is armed
 
-A named fault turns red with each of them: so the oracle sees what it is there to see.
+A named fault turns red with each of the first three: so the oracle sees what it is there to see.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
+from encoders.hashing import HashEncoder
 from manyray.cli import main
-from streams import clock, lane, transport
+from streams import clock, failpoints, lane, transport
 from streams.encode import Encode
 from streams.transactions import StageProducer
 
@@ -55,7 +58,22 @@ def remember_uncommitted() -> None:
     Encode._embeddings = remembered
 
 
-BREAKS = {one.__name__.replace("_", "-"): one for one in (no_fencing, read_uncommitted, remember_uncommitted)}
+def slow_encoder() -> None:
+    """Seconds more for each window."""
+    encode = HashEncoder.encode
+    slow = Path(os.environ[failpoints.VARIABLE]) / "slow"
+
+    def slowly(self: HashEncoder, tokens: Any, batch_tokens: int, on_batch: Any = lambda: None) -> Any:
+        if slow.exists():
+            clock.sleep_s(float(slow.read_text()))
+        return encode(self, tokens, batch_tokens, on_batch)
+
+    HashEncoder.encode = slowly
+
+
+BREAKS = {
+    one.__name__.replace("_", "-"): one for one in (no_fencing, read_uncommitted, remember_uncommitted, slow_encoder)
+}
 
 if __name__ == "__main__":
     BREAKS[os.environ["FAULTS_LAUNCH"]]()

@@ -2,18 +2,16 @@
 
 import contextlib
 import json
-import logging
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TextIO
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from faults.fault import Fault
 from faults.inside import find_problems
 from faults.live import Live
 from faults.load import Load, Publisher
+from faults.surroundings import clocks, environment, logged_to, mount, set_clock, unmount
 from streams import clock, failpoints
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -60,6 +59,7 @@ class Verdict:
     """The longest that any flow of output was silent from the strike on."""
     seconds: float
     problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
 
 
 class Run:
@@ -72,6 +72,7 @@ class Run:
         self.pipeline = pipeline
         self.live = live
         self.random = np.random.default_rng(seed)
+        self.notes: list[str] = []
         self.points = Path(os.environ[failpoints.VARIABLE])
 
     def arm(self, point: str, action: str) -> None:
@@ -84,6 +85,14 @@ class Run:
         """Arm a failpoint, and wait until a role reached it."""
         self.arm(point, action)
         self.wait_until(lambda: not (self.points / point).exists(), f"{point} is reached")
+
+    def note(self, text: str) -> None:
+        """Tell a figure, beside the verdict."""
+        self.notes.append(text)
+
+    def set_clock(self, whose: str, seconds: float) -> None:
+        """Shift the clock of `roles` or `brokers`."""
+        set_clock(self.points, whose, seconds)
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal every process of a role, as an operator or the kernel does."""
@@ -143,7 +152,12 @@ def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
     with ExitStack() as held:
         folder = Path(held.enter_context(TemporaryDirectory(prefix="manyray-fault-")))
         held.enter_context(logged_to(held.enter_context((LOGS / f"{fault.name}-{seed}.log").open("w"))))
-        held.enter_context(environment(folder, fault.launch))
+        points = held.enter_context(environment(folder, fault.launch))
+        if fault.disk:
+            mount(folder / fault.disk)
+            held.callback(unmount, folder / fault.disk)
+        if fault.clock:
+            held.enter_context(clocks(points, "brokers"))
         cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers))
         settings = load_settings(
             bootstrap_servers=cluster.bootstrap_servers,
@@ -154,7 +168,9 @@ def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
         )
         direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers})
         create_topics(direct, version_of(direct))
-        silent_s, problems = _strike(fault, load, cluster, settings, seed=seed, posts=posts)
+        if fault.clock:
+            held.enter_context(clocks(points, "roles"))
+        silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts)
         topics = Topics.of(settings, version_of(settings))
         counts = verify(cluster.direct_servers, topics)
         problems += judge(fault, counts, load)
@@ -170,13 +186,14 @@ def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
         round(silent_s, 1),
         round(clock.monotonic_s() - began_s, 1),
         problems,
+        notes,
     )
 
 
 def _strike(
     fault: Fault, load: Load, cluster: Cluster, settings: Settings, *, seed: int, posts: int
-) -> tuple[float, list[str]]:
-    """Run the pipeline through a fault: how long its output was silent, and what was not as it should be."""
+) -> tuple[float, list[str], list[str]]:
+    """Run the pipeline through a fault: how long its output was silent, what was not as it should be, and notes."""
     silent_s = math.nan
     problems: list[str] = []
     roles = {**dict.fromkeys(ROLES, 1), **fault.roles}
@@ -205,7 +222,7 @@ def _strike(
             publisher.end()
         if live.doubled and not fault.doubles:
             problems.append(f"{live.doubled} doubled, as the live subscriber saw it")
-    return silent_s, problems
+    return silent_s, problems, run.notes
 
 
 def judge(fault: Fault, counts: dict[str, int], load: Load) -> list[str]:
@@ -236,35 +253,3 @@ def verify(servers: str, topics: Topics) -> dict[str, int]:
     if not done.stdout:
         raise FaultError(f"examples/verify.py: {done.stderr}")
     return json.loads(done.stdout)
-
-
-@contextlib.contextmanager
-def environment(folder: Path, launch: str) -> Generator[None]:
-    """The variables that the roles of a run inherit."""
-    points = folder / "failpoints"
-    points.mkdir()
-    ours = {failpoints.VARIABLE: str(points), "FAULTS_LAUNCH": launch, "PYTHONPATH": str(ROOT)}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def logged_to(file: TextIO) -> Generator[None]:
-    """Everything that roles and brokers say goes to a file."""
-    handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s harness %(levelname)s %(name)s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        with contextlib.redirect_stderr(file):
-            yield
-    finally:
-        root.removeHandler(handler)

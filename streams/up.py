@@ -286,6 +286,10 @@ class Pipeline:
         """Stop every process of a role: SIGTERM, and after `wait_s` SIGKILL; with `kill` SIGKILL at once."""
         self._stop([process for process in self._processes if process.role == role], kill, wait_s)
 
+    def stop_process(self, name: str, *, kill: bool = False, wait_s: float = STOP_WAIT_S) -> None:
+        """Stop one process, by its name in `pids`, as `stop_role` does."""
+        self._stop([process for process in self._processes if process.name == name], kill, wait_s)
+
     def stop(self) -> None:
         """Stop the roles in the order of the flow, then the broker; within 28 s each. Nothing is left behind."""
         # Without their broker roles can neither commit what they have in hand nor end in order: why wait?

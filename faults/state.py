@@ -1,0 +1,141 @@
+"""Rows 9 and 10: tables that are gone, damaged, old or held, and disks that are full or cannot be written."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from faults.fault import Fault, add, fault
+from faults.run import Run
+from streams.rocks_table import RocksTable
+
+HELD_S = 20.0
+FULL_S = 15.0
+
+Change = Callable[[Path], object]
+
+
+def _tables(run: Run) -> Path:
+    """The folders of the tables, one a partition."""
+    return run.settings.data_dir / "tables" / f"{run.topics.ray}-{run.topics.version}"
+
+
+@contextmanager
+def _without_dedup(run: Run, *, kill: bool = False) -> Generator[None]:
+    """Stop dedup, in order or not, for as long as the block runs."""
+    run.pipeline.stop_role("dedup", kill=kill)
+    yield
+    run.pipeline.start_role("dedup")
+
+
+def _between_two_runs(change: Change, run: Run) -> None:
+    with _without_dedup(run, kill=True):
+        change(_tables(run))
+
+
+def _largest(tables: Path, suffix: str) -> Path:
+    return max(tables.rglob(f"*{suffix}"), key=lambda path: path.stat().st_size)
+
+
+def _truncate(suffix: str, tables: Path) -> None:
+    path = _largest(tables, suffix)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip(suffix: str, tables: Path) -> None:
+    """Turn one byte of a file over."""
+    path = _largest(tables, suffix)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+for _name, _change in {
+    "deleted": shutil.rmtree,
+    "truncated-sst": partial(_truncate, ".sst"),
+    "truncated-blob": partial(_truncate, ".blob"),
+    "flipped-blob": partial(_flip, ".blob"),
+}.items():
+    add(Fault(f"table-{_name}", 9, partial(_between_two_runs, _change), settings={"table_disk_mib": 64}))
+
+
+@fault(9)
+def table_of_before(run: Run) -> None:
+    """A copy of the tables is put back after they have gone on."""
+    with _without_dedup(run):
+        copy = shutil.copytree(_tables(run), run.settings.data_dir / "copy")
+    run.await_flow()
+    with _without_dedup(run):
+        shutil.rmtree(_tables(run))
+        shutil.move(copy, _tables(run))
+
+
+@fault(9)
+def table_held(run: Run) -> None:
+    """Another process holds the lock of a table while dedup starts."""
+    with _without_dedup(run):
+        holder = RocksTable(_tables(run) / "0", 2**26)
+    run.await_flow()
+    run.rest(HELD_S)
+    holder.close()
+
+
+@fault(9)
+def vectors_trimmed_in_a_refill(run: Run) -> None:
+    """What a refill is reading is removed from the topic under it."""
+    with _without_dedup(run):
+        shutil.rmtree(_tables(run))
+    admin = AdminClient({"bootstrap.servers": run.cluster.direct_servers})
+    ends = [TopicPartition(run.topics.vectors, partition, -1) for partition in range(run.settings.partitions)]
+    for future in admin.delete_records(ends).values():
+        future.result(30)
+
+
+def _fill(disk: Path) -> Path:
+    """Leave no byte of a disk free; the file that does it."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(65_536))
+    return filler
+
+
+@fault(10, disk="data/tables", settings={"table_disk_mib": 64})
+def disk_of_tables_full(run: Run) -> None:
+    """Dedup ends, is started again and again, and goes on when there is space."""
+    filler = _fill(run.settings.data_dir / "tables")
+    before = run.pipeline.pids["dedup"]
+    run.wait_until(lambda: run.pipeline.pids["dedup"] != before, "dedup ends")
+    run.rest(FULL_S)
+    filler.unlink()
+
+
+@fault(10, disk="data/tables")
+def disk_of_tables_read_only(run: Run) -> None:
+    """While dedup is down its disk becomes one that only can be read, as Linux makes one that fails."""
+    tables = run.settings.data_dir / "tables"
+    run.kill("dedup")
+    run.wait_until(lambda: _remount(tables, "ro"), "the disk is read-only")
+    run.rest(FULL_S)
+    _remount(tables, "rw")
+
+
+def _remount(folder: Path, how: str) -> bool:
+    return subprocess.run(["mount", "-o", f"remount,{how}", folder], check=False, capture_output=True).returncode == 0
+
+
+@fault(10, disk="brokers")
+def disk_of_broker_full(run: Run) -> None:
+    """The broker ends, as Kafka does; the roles wait for it, and go on when it is there again with space."""
+    filler = _fill(run.cluster.folder)
+    server = run.cluster.servers[1]
+    run.wait_until(lambda: not server.alive, "the broker ends")
+    run.rest(FULL_S)
+    filler.unlink()
+    server.start()
