@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 BENCH ?= pipeline
+ONLY ?=
+SEED ?=
 POSTS ?=
 
 VENV := .venv
@@ -15,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := check
 .NOTPARALLEL:
-.PHONY: help setup check lint types fast format test demo bench proto constraints clean
+.PHONY: help setup check lint types fast format test demo bench faults proto constraints clean
 
 check: lint types fast ## the fast checks: format, lint, types, and the tests that need no broker (bare `make`)
 
@@ -58,6 +60,9 @@ demo: $(STAMP) ## the whole pipeline on this machine, live, with a summary [POST
 
 bench: $(STAMP) ## a benchmark with its baseline in the same run [BENCH=name]
 	@$(BIN)/python -m bench.$(BENCH)
+
+faults: $(STAMP) ## every fault three times, into docs/reliability.md: hours [ONLY=name] [SEED=number]
+	@$(BIN)/python -m faults --report docs/reliability.md $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 proto: $(STAMP) ## regenerate schemas/*_pb2.py from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTOS)

@@ -1,14 +1,17 @@
 """Strike the pipeline with faults, and say what came of each.
 
-python -m faults [--only NAME ...] [--seeds 3 | --seed N] [--posts 100000] [--report docs/reliability.md]
+python -m faults [--only NAME ...] [--seeds 3 | --seed N] [--posts 100000] [--broken WAY]
+                 [--report docs/reliability.md]
 """
 
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from faults import brokers, pressure, processes, rebalances, state  # noqa: F401 # pyright: ignore[reportUnusedImport] - their faults are in the list then
 from faults.fault import FAULTS
+from faults.report import write
 from faults.run import Verdict, run_fault
 
 
@@ -20,15 +23,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one run, with this seed")
     parser.add_argument("--broken", default="", help="break the roles on purpose, as faults.launch says")
     parser.add_argument("--posts", type=int, default=100_000, help="least posts of a run")
+    parser.add_argument("--report", type=Path, help="a file whose table of figures is brought up to date")
     arguments = parser.parse_args()
     seeds = range(1, arguments.seeds + 1) if arguments.seed is None else [arguments.seed]
     chosen = [one for one in FAULTS.values() if one.name.startswith(tuple(arguments.only))]
     failed = 0
     for one in chosen:
+        verdicts: list[Verdict] = []
         for seed in seeds:
             verdict = run_fault(replace(one, launch=arguments.broken or one.launch), seed, arguments.posts)
             print(line(verdict), flush=True)
             failed += bool(verdict.problems)
+            verdicts.append(verdict)
+        if arguments.report:
+            write(arguments.report, verdicts)
     return 1 if failed or not chosen else 0
 
 

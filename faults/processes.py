@@ -79,7 +79,7 @@ for _role, _steps in STEPS.items():
         Fault(
             f"kill-{_role}-at-least-once",
             ROWS[_role],
-            _kill_at(_role, "committing"),
+            _kill_when_flushed(_role),
             settings={"delivery": "at_least_once"},
             doubles=True,
         )

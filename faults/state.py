@@ -27,15 +27,15 @@ def _tables(run: Run) -> Path:
 
 
 @contextmanager
-def _without_dedup(run: Run, *, kill: bool = False) -> Generator[None]:
-    """Stop dedup, in order or not, for as long as the block runs."""
-    run.pipeline.stop_role("dedup", kill=kill)
+def _without_dedup(run: Run) -> Generator[None]:
+    """Stop dedup, in order, so that its tables are on disk, for as long as the block runs."""
+    run.pipeline.stop_role("dedup")
     yield
     run.pipeline.start_role("dedup")
 
 
 def _between_two_runs(change: Change, run: Run) -> None:
-    with _without_dedup(run, kill=True):
+    with _without_dedup(run):
         change(_tables(run))
 
 

@@ -1,0 +1,60 @@
+"""Faults on real brokers: a part of `python -m faults`, and the proof that its oracle sees what it is there to see."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from faults import brokers, pressure, processes, rebalances, state  # noqa: F401 - their faults are in the list then
+from faults.fault import FAULTS
+from faults.run import run_fault
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+
+POSTS = 10_000
+SOME = ("kill-dedup-flushed", "kill-ingest-flushed", "kill-encode-flushed", "zombie-dedup-began", "table-flipped-blob")
+BROKEN = {
+    "no-fencing": ("zombie-dedup-began", "doubled"),
+    "read-uncommitted": ("kill-ingest-flushed", "FaultError|Fatal"),
+    "remember-uncommitted": ("retry-encode-before-commit", "without ever being computed"),
+}
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_nothing_is_lost_or_doubled(name: str) -> None:
+    """Every accepted post comes out once, every bad one is rejected once, and all that the stages keep agrees."""
+    verdict = run_fault(FAULTS[name], seed=1, posts=POSTS)
+    assert verdict.problems == []
+    assert verdict.posts >= POSTS
+    assert verdict.silent_s < 60
+
+
+def test_at_least_once_loses_nothing() -> None:
+    """A dedup that dies between its outputs and its checkpoint does them again."""
+    verdict = run_fault(FAULTS["kill-dedup-at-least-once"], seed=1, posts=POSTS)
+    assert verdict.problems == []
+    assert verdict.doubled > 0
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_pipeline_that_is_broken_on_purpose_turns_a_fault_red(broken: str) -> None:
+    """Fencing, reading committed records only, and remembering only what is committed: without one of them a named
+    fault is told.
+    """
+    name, told = BROKEN[broken]
+    verdict = run_fault(replace(FAULTS[name], launch=broken), seed=1, posts=POSTS)
+    pattern = told.split("|")
+    assert [problem for problem in verdict.problems if any(word in problem for word in pattern)]
+
+
+def test_the_check_from_outside_uses_nothing_of_ours() -> None:
+    """examples/verify.py imports confluent-kafka, the standard library and the published schema."""
+    from tests.test_layers import imports
+
+    source = (Path(__file__).parents[1] / "examples" / "verify.py").read_text()
+    others = {name for name in imports(source) if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in others if not name.startswith("confluent_kafka.")} == {
+        "schemas.public_pb2.COMPUTED",
+        "schemas.public_pb2.Embedding",
+    }
