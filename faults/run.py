@@ -65,6 +65,9 @@ class Verdict:
 class Run:
     """What a fault may touch while posts flow."""
 
+    wait_s = WAIT_S
+    """How long anything that is to happen may take."""
+
     def __init__(self, cluster: Cluster, settings: Settings, pipeline: Pipeline, live: Live, seed: int) -> None:
         self.cluster = cluster
         self.settings = settings
@@ -114,17 +117,17 @@ class Run:
         clock.sleep_s(seconds)
         self.raise_failure()
 
-    def wait_until(self, true: Callable[[], object], what: str, wait_s: float = WAIT_S) -> None:
+    def wait_until(self, true: Callable[[], object], what: str) -> None:
         """Wait for something to happen.
 
         Raises:
             FaultError: it did not, or a role was given up meanwhile.
         """
-        deadline_s = clock.monotonic_s() + wait_s
+        deadline_s = clock.monotonic_s() + self.wait_s
         while not true():
             self.raise_failure()
             if clock.monotonic_s() > deadline_s:
-                raise FaultError(f"not within {wait_s:.0f} s: {what}")
+                raise FaultError(f"not within {self.wait_s:.0f} s: {what}")
             clock.sleep_s(0.02)
 
     def await_flow(self) -> None:
@@ -144,8 +147,8 @@ class Run:
         self.pipeline.raise_failure()
 
 
-def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
-    """Run a fault with at least so many posts, and judge it."""
+def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Verdict:
+    """Run a fault with at least so many posts, and judge it; what takes longer than `wait_s` is told as a failure."""
     LOGS.mkdir(parents=True, exist_ok=True)
     began_s = clock.monotonic_s()
     load = Load(seed)
@@ -170,7 +173,7 @@ def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
         create_topics(direct, version_of(direct))
         if fault.clock:
             held.enter_context(clocks(points, "roles"))
-        silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts)
+        silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts, wait_s=wait_s)
         topics = Topics.of(settings, version_of(settings))
         counts = verify(cluster.direct_servers, topics)
         problems += judge(fault, counts, load)
@@ -191,7 +194,7 @@ def run_fault(fault: Fault, seed: int, posts: int) -> Verdict:
 
 
 def _strike(
-    fault: Fault, load: Load, cluster: Cluster, settings: Settings, *, seed: int, posts: int
+    fault: Fault, load: Load, cluster: Cluster, settings: Settings, *, seed: int, posts: int, wait_s: float
 ) -> tuple[float, list[str], list[str]]:
     """Run the pipeline through a fault: how long its output was silent, what was not as it should be, and notes."""
     silent_s = math.nan
@@ -205,6 +208,7 @@ def _strike(
         held.callback(live.close)
         publisher = Publisher(cluster.direct_servers, topics.posts[0], load, fault.rate)
         run = Run(cluster, settings, pipeline, live, seed)
+        run.wait_s = wait_s
         try:
             run.await_seen(int(posts * STRUCK_AT))
             few = fault.rate * BACKLOG_S
