@@ -1,7 +1,7 @@
 """The seam between the pipeline and a model: what an encoder takes and gives."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,13 +20,21 @@ class Tokens:
     lengths: npt.NDArray[np.int32]
     ids: npt.NDArray[Any]
 
+    def take(self, texts: Sequence[int] | npt.NDArray[np.intp]) -> "Tokens":
+        """The tokens of some texts, by index; one at least."""
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        starts = ends - self.lengths
+        return Tokens(self.lengths[texts], np.concatenate([self.ids[starts[one] : ends[one]] for one in texts]))
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
     """The vectors of many texts, in the order of the texts, and what they cost.
 
     vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
-    included. The times, in seconds, are filled by `encoders.engine.Engine`; an encoder leaves them 0.
+    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. The times are in
+    seconds. failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
+    their rows mean nothing. splits: how often texts were split for want of memory.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -34,6 +42,8 @@ class EncodedBatch:
     padded_tokens: int
     tokenise_s: float = 0.0
     encode_s: float = 0.0
+    failed: Mapping[int, str] = field(default_factory=dict[int, str])
+    splits: int = 0
 
 
 class Encoder(Protocol):
@@ -56,6 +66,6 @@ class Encoder(Protocol):
 
         `on_batch` is called after each batch: a window may take minutes, and so is seen to move.
 
-        Fatal: the device has not the memory for such a batch.
+        MemoryError: the device has not the memory for such a batch; what was taken of it is free again.
         """
         ...

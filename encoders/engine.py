@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from encoders.encoder import EncodedBatch, Encoder, Tokens
+from encoders.rescue import encode_each
 
 
 class Engine:
@@ -31,6 +32,8 @@ class Engine:
     def submit(self, texts: Sequence[str]) -> Future[EncodedBatch]:
         """Start on a window of n texts; the future gives its vectors, or raises what the encoder raised for it.
 
+        Texts that alone do not fit the memory, or whose vectors are not finite, are in the batch's `failed`.
+
         RuntimeError: the engine is closed.
         """
         tokenised = self._tokeniser.submit(self._tokenise, texts)
@@ -45,7 +48,7 @@ class Engine:
     def _encode(self, tokenised: Future[tuple[Tokens, float]]) -> EncodedBatch:
         tokens, tokenise_s = tokenised.result()
         start = self._clock()
-        encoded = self.encoder.encode(tokens, self.batch_tokens, self._count)
+        encoded = encode_each(self.encoder, tokens, self.batch_tokens, self._count)
         return replace(encoded, tokenise_s=tokenise_s, encode_s=self._clock() - start)
 
     def _count(self) -> None:

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from encoders.encoder import Encoder
 from encoders.hashing import HashEncoder
 from encoders.source import FolderSource, HashSource, HubSource, parse_source
 from encoders.version import resolve_spec
+from schemas.errors import Fatal
 
 
 def load_encoder(
@@ -41,7 +44,13 @@ def _folder(source: FolderSource | HubSource) -> Path:
 def warm_up(encoder: Encoder, batch_tokens: int = 1_024) -> None:
     """Encode short and long texts once, to pay for first-use costs before the first post does.
 
-    With the engine's own `batch_tokens`, a device too small for it shows here. Fatal: as `Encoder.encode`.
+    With the engine's own `batch_tokens`, a device too small for it shows here, as does a broken model: later on either
+    would look like the fault of posts. Fatal: a batch does not fit the memory, or a vector is not finite.
     """
     texts = ["", "a short text", *["word " * 125] * max(1, batch_tokens // 128)]
-    encoder.encode(encoder.tokenise(texts), batch_tokens)
+    try:
+        vectors = encoder.encode(encoder.tokenise(texts), batch_tokens).vectors
+    except MemoryError as error:
+        raise Fatal(f"batch_tokens={batch_tokens} does not fit the memory, lower it: {error}") from error
+    if not np.isfinite(vectors).all():
+        raise Fatal("the model gives numbers that are not finite for plain words: check its weights, or set dtype")

@@ -14,9 +14,13 @@ from encoders.model_folder import read_model_folder
 from encoders.pooling import pool
 from encoders.transformer import load_transformer
 from encoders.version import VersionSpec
-from schemas.errors import Fatal
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that memory is wanting: a GPU's in a class of its own, a CPU's in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 class TextEncoder:
@@ -53,23 +57,26 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
-        """(n, dims) float32. On a GPU `on_batch` tells of a launch.
+        """(n, dims) float32. On a GPU `on_batch` tells of a launch."""
+        try:
+            return self._encode(tokens, batch_tokens, on_batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out here, as the error holds on to what was being computed.
+        torch.cuda.empty_cache()
+        raise MemoryError(f"a batch of batch_tokens={batch_tokens} does not fit the memory of {self.device}")
 
-        Fatal: the device has not the memory for a batch of `batch_tokens`.
-        """
+    def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object]) -> EncodedBatch:
         batches = plan_batches(tokens.lengths, batch_tokens)
         starts = np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths
         # Filled on the device and copied once, so that a GPU never waits between two batches.
         vectors = torch.empty((len(tokens.lengths), self.dims), dtype=torch.float32, device=self.device)
-        try:
-            for batch in batches:
-                vectors[torch.from_numpy(batch).to(self.device)] = self._encode_batch(tokens, starts, batch)
-                on_batch()
-            result = vectors.cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            raise Fatal(f"batch_tokens={batch_tokens} does not fit the memory of {self.device}: lower it") from error
+        for batch in batches:
+            vectors[torch.from_numpy(batch).to(self.device)] = self._encode_batch(tokens, starts, batch)
+            on_batch()
         return EncodedBatch(
-            result,
+            vectors.cpu().numpy(),
             tokens=int(tokens.lengths.sum(dtype=np.int64)),
             padded_tokens=padded_tokens(tokens.lengths, batches),
         )

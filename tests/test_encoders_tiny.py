@@ -17,8 +17,9 @@ from transformers import (
     RobertaModel,
 )
 
-from encoders import load_encoder, warm_up
+from encoders import Engine, load_encoder, warm_up
 from encoders.batching import plan_batches
+from encoders.transformer import Transformer
 from schemas.errors import Fatal
 
 TEXTS = [
@@ -228,6 +229,48 @@ def test_no_texts_are_no_vectors(tmp_path):
     encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
     warm_up(encoder, 64)
     assert encoder.encode(encoder.tokenise([]), 64).vectors.shape == (0, 32)
+
+
+def cramped(monkeypatch, most, error):
+    """From now on the model raises `error` for a batch of more than `most` tokens, as a device short of memory does."""
+    run = Transformer.run
+
+    def cramped_run(self, ids, mask):
+        if ids.numel() > most:
+            raise error
+        return run(self, ids, mask)
+
+    monkeypatch.setattr(Transformer, "run", cramped_run)
+
+
+WANTING = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", WANTING, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_split(tmp_path, monkeypatch, error):
+    """In whatever way memory is wanting, all texts have their vectors, and one that alone is too long says so."""
+    encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
+    expected = encoder.encode(encoder.tokenise(TEXTS), 64).vectors
+    longest = TEXTS.index("word " * 200)
+    with Engine(encoder, 10_000) as engine:
+        cramped(monkeypatch, 39, error)
+        encoded = engine.submit(TEXTS).result(60)
+    assert encoded.failed == {longest: "out_of_memory"}
+    assert encoded.splits > 0
+    fine = [row for row in range(len(TEXTS)) if row != longest]
+    assert np.allclose(encoded.vectors[fine], expected[fine], atol=2e-6)
+
+
+def test_another_error_of_torch_is_not_taken_for_want_of_memory(tmp_path, monkeypatch):
+    """As an index out of range, or an assertion on the device: no smaller batch helps."""
+    encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
+    cramped(monkeypatch, 0, RuntimeError("CUDA error: device-side assert triggered"))
+    with Engine(encoder, 64) as engine, pytest.raises(RuntimeError, match="device-side assert"):
+        engine.submit(TEXTS).result(60)
 
 
 def test_a_missing_weight_is_refused(tmp_path):
