@@ -43,7 +43,7 @@ def scrape(urls: dict[str, str], at_s: float, published: int, received: int) -> 
         for sample in samples:
             value = int(sample.value)
             totals[sample.name] += value
-            if sample.name == "manyray_ingest_rejected_total":
+            if sample.name in ("manyray_ingest_rejected_total", "manyray_encode_rejected_total"):
                 rejected[sample.labels["reason"]] += value
             elif sample.name == "manyray_consumer_lag":
                 lag[name.partition("-")[0]] += value

@@ -15,7 +15,8 @@ class Retry(ManyrayError):
 class Reject(ManyrayError):
     """One record is bad, and stays bad: it goes to the `rejected` topic, and its neighbours go on.
 
-    `reason` is one of `schemas.post.REASONS`, a metric's label; `detail` says more, without the post's text.
+    `reason` is one of `schemas.post.REASONS`, or of `streams.submitted.DETAILS`, a metric's label; `detail` says more,
+    without the post's text.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

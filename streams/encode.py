@@ -6,34 +6,36 @@ One thread owns all Kafka clients. It gathers windows, and while the engine comp
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from concurrent.futures import wait
 
-import numpy as np
 from confluent_kafka import TopicPartition
 
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
+from encoders.rescue import NOT_FINITE
 from schemas.chunk import parse_chunk, rekey
-from schemas.content import fingerprinter, partition_of, split_fingerprints
+from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
-from schemas.errors import Fatal, Retry
-from schemas.internal_pb2 import Vectors
-from schemas.public_pb2 import CACHED, COMPUTED
+from schemas.errors import Fatal, Reject, Retry
+from schemas.internal_pb2 import Chunk
 from streams import clock
 from streams.attempts import keep_going, with_retries
 from streams.failpoints import reach
-from streams.group import Member
+from streams.group import Member, Place
 from streams.metrics import Metrics
 from streams.recent import RecentVectors
+from streams.rejected import Original, read_back, send_rejected
 from streams.role import begin
 from streams.settings import Settings
+from streams.submitted import Submitted, pack_vectors
+from streams.suspect import KILLS_ENCODER, Suspicion
+from streams.suspicions import Suspicions
 from streams.topics import Topics
-from streams.transactions import KeyValue, StageProducer
+from streams.transactions import StageProducer
 from streams.watchdog import watch
-from streams.window import Window
+from streams.window import Window, part_of
 
 _log = logging.getLogger("manyray.encode")
 
@@ -42,34 +44,10 @@ IN_FLIGHT_MAX = 2
 WINDOW_BATCHES = 6
 """Batches in a window, unless window_tokens is set: enough posts to sort by length, few enough to come out soon."""
 FINISH_TIMEOUT_S = 60.0
-_VECTORS_BYTES_MAX = 512 * 1024
+NOT_FINITE_MAX = 8
+"""Distinct contents in a row without a finite vector: so many are not the fault of posts."""
 _IDLE_WAIT_S = 0.1
 _BUSY_WAIT_S = 0.005
-
-
-@dataclass(slots=True)
-class Submitted:
-    """A window under way: which contents it computes, and where the vectors of the others come from."""
-
-    window: Window
-    computing: list[bytes]
-    future: Future[EncodedBatch]
-    known: dict[bytes, bytes]
-    lent: dict[bytes, "Submitted"]
-    queued_s: float
-    vectors: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
-
-    def vector(self, fingerprint: bytes) -> bytes:
-        """A content's vector; every window before this one is done."""
-        return (
-            self.vectors.get(fingerprint) or self.known.get(fingerprint) or self.lent[fingerprint].vector(fingerprint)
-        )
-
-    def settle(self, vectors: dict[bytes, bytes]) -> None:
-        """Take what was computed, and what was lent: it then refers to no other window, which may be forgotten."""
-        self.vectors = vectors
-        self.known.update({fingerprint: lender.vector(fingerprint) for fingerprint, lender in self.lent.items()})
-        self.lent.clear()
 
 
 class Encode:
@@ -100,6 +78,8 @@ class Encode:
         self._window = Window()
         self._in_flight: deque[Submitted] = deque()
         self._dropped = False
+        self._trial: Iterator[bool] | None = None
+        self._not_finite: set[bytes] = set()
         self.producer = StageProducer.create(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
@@ -112,6 +92,7 @@ class Encode:
             on_revoke=self._on_revoke,
             on_lost=self._drop,
         )
+        self._suspicions = Suspicions(self.member, self.producer)
 
     def step(self) -> bool:
         """Do the most urgent thing: publish what is computed, else submit what is due, else read.
@@ -128,12 +109,15 @@ class Encode:
         full = self._window.is_full(self._window_tokens, self._settings.transaction_posts_max)
         due = full or self._window.is_old(now_s, self._wait_s)
         self.member.report_lag()
+        if self._trial is not None:
+            if next(self._trial, False):
+                return True
+            self._trial = None
         if self._in_flight and self._in_flight[0].future.done():
-            self._publish(self._in_flight[0])
-            self._in_flight.popleft()
+            self._publish_first()
             return True
-        if due and len(self._in_flight) < IN_FLIGHT_MAX:
-            self._submit()
+        if due and self._may_begin():
+            self._begin()
         elif full:
             wait([self._in_flight[0].future], _IDLE_WAIT_S)
         else:
@@ -153,15 +137,11 @@ class Encode:
         """Publish everything that is under way; nothing may go on top of windows that were dropped."""
         if self._dropped:
             return
-        if self._window.chunks:
-            self._submit()
-        while self._in_flight:
-            try:
-                self._in_flight[0].future.result(FINISH_TIMEOUT_S)
-            except TimeoutError:
-                raise Retry(f"a window is not computed after {FINISH_TIMEOUT_S:.0f} s") from None
-            self._publish(self._in_flight[0])
-            self._in_flight.popleft()
+        while self._in_flight or self._window.chunks:
+            if not self._in_flight:
+                self._begin()
+            _await(self._in_flight[0])
+            self._publish_first()
 
     def close(self) -> None:
         """Leave the group; what is under way is published first, if it can be."""
@@ -169,6 +149,7 @@ class Encode:
         self.producer.close()
 
     def _read(self, wait_s: float) -> None:
+        """Read a chunk into the window, or begin with trying its contents."""
         for message in self.member.read(1, wait_s):
             if self._dropped:  # in a rebalance, within this very call: what came after it is read again too
                 return
@@ -177,10 +158,58 @@ class Encode:
             chunk = parse_chunk(message.value(), where, accept_gaps=self._settings.accept_gaps)
             if chunk.version != self._topics.version:
                 rekey(chunk, self._fingerprint, self._topics.version)
-            self._window.add(chunk, place, message.offset() or 0, clock.monotonic_s())
+            offset = message.offset() or 0
+            suspicion = self._suspicions.at(place, offset)
+            if suspicion is None or not suspicion.is_suspect:
+                self._window.add(chunk, place, offset, clock.monotonic_s())
+            else:
+                self._trial = self._try(chunk, place, offset, suspicion)
 
-    def _submit(self) -> None:
+    def _may_begin(self) -> bool:
+        """Whether one more window may be computed. The first one of a partition is alone: if we die, it was that."""
+        if not self._in_flight:
+            return True
+        last = self._in_flight[-1].window
+        return len(self._in_flight) < IN_FLIGHT_MAX and not self._suspicions.is_open(self._window, last)
+
+    def _begin(self) -> None:
+        self._suspicions.begin(self._window)
         window, self._window = self._window, Window()
+        self._in_flight.append(self._submit(window))
+
+    def _try(self, chunk: Chunk, place: Place, offset: int, suspicion: Suspicion) -> Iterator[bool]:
+        """Compute and publish a suspect chunk alone; if it killed, what is left of it, a content a step.
+
+        Between two steps nothing is open, so that neither a stop nor a failed transaction counts as a death.
+        """
+        self.finish()  # what came before is none of it
+        if not suspicion.is_careful:
+            self._window.add(chunk, place, offset, clock.monotonic_s())
+            self.finish()
+            yield True
+            return
+        fingerprints = split_fingerprints(chunk.fingerprints)
+        for content in range(suspicion.content, len(fingerprints)):
+            part = Window()
+            part.add(part_of(chunk, content), place, offset, clock.monotonic_s())
+            if suspicion.is_found:
+                done = self._submit(part, {fingerprints[content]: KILLS_ENCODER})
+            else:
+                self._suspicions.mark({place: (offset, suspicion.tried(self._suspicions.me))})
+                done = self._submit(part)
+                _await(done)
+                self._suspicions.mark({place: (offset, suspicion)})
+            suspicion = suspicion.after_content()
+            if content + 1 < len(fingerprints):
+                part.next_offsets[place] = offset
+                self._publish(done, {place: suspicion})
+            else:
+                self._publish(done, self._suspicions.after(part))
+            yield True
+
+    def _submit(self, window: Window, refused: Mapping[bytes, str] | None = None) -> Submitted:
+        """Give the engine what is to be computed of a window; `refused` are contents that are not, and why."""
+        failed = dict(refused or {})
         known: dict[bytes, bytes] = {}
         lent: dict[bytes, Submitted] = {}
         for fingerprint in window.texts:
@@ -190,57 +219,75 @@ class Encode:
             elif lender := next((earlier for earlier in self._in_flight if fingerprint in earlier.window.texts), None):
                 lent[fingerprint] = lender
         computing = [
-            fingerprint for fingerprint in window.texts if fingerprint not in known and fingerprint not in lent
+            fingerprint
+            for fingerprint in window.texts
+            if fingerprint not in known and fingerprint not in lent and fingerprint not in failed
         ]
         future = self._engine.submit([window.texts[fingerprint].decode() for fingerprint in computing])
         reach("encode.computing")
-        self._in_flight.append(Submitted(window, computing, future, known, lent, clock.monotonic_s() - window.first_s))
+        queued_s = clock.monotonic_s() - window.first_s
+        return Submitted(window, computing, future, known, lent, queued_s, failed=failed)
 
-    def _publish(self, done: Submitted) -> None:
-        """One transaction: embeddings of all posts of a window, its new vectors, its offsets."""
+    def _publish_first(self) -> None:
+        done = self._in_flight[0]
+        self._publish(done, self._suspicions.after(done.window))
+        self._in_flight.popleft()
+
+    def _publish(self, done: Submitted, left: Mapping[Place, Suspicion | None]) -> None:
+        """One transaction: embeddings of all posts of a window, or why they have none; its new vectors; its offsets.
+
+        `left` is what stays to be known of what comes next in its partitions.
+        """
         batch = done.future.result()
-        if not np.isfinite(batch.vectors).all():
-            raise Fatal(f"the encoder {self._settings.model} gives numbers that are not finite: check its weights")
-        rows = np.ascontiguousarray(batch.vectors, dtype="<f4")
-        size = rows.shape[1] * 4 if len(done.computing) else 0
-        blob = rows.tobytes()
-        done.settle(
-            {fingerprint: blob[index * size : (index + 1) * size] for index, fingerprint in enumerate(done.computing)}
-        )
+        done.settle(batch)
+        self._check_finite(done)
+        rejected = self._rejected(done)
         self.producer.begin()
-        self.producer.produce_keyed(self._topics.embeddings, self._embeddings(done))
+        for original, cause in rejected:
+            send_rejected(self.producer, self._topics.rejected, original, cause)
+        self.producer.produce_keyed(self._topics.embeddings, done.embeddings(self._parts, clock.now_ms()))
         for partition, value in pack_vectors(done.vectors, self._topics.version, self._settings.partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
         reach("encode.sent")
         self.producer.commit(
-            [TopicPartition(*place, offset) for place, offset in done.window.next_offsets.items()],
+            [
+                TopicPartition(*place, offset, metadata=str(left[place] or ""))
+                for place, offset in done.window.next_offsets.items()
+            ],
             self.member.consumer,
         )
         for fingerprint, vector in done.vectors.items():
             self._recent.put(fingerprint, vector)
+        self._suspicions.committed(left)
         self.member.processed(done.window.next_offsets)
-        self._observe(done, batch)
+        self._observe(done, batch, rejected)
 
-    def _embeddings(self, done: Submitted) -> Iterator[KeyValue]:
-        now_ms = clock.now_ms()
-        computed, cached = self._parts.head(COMPUTED, now_ms), self._parts.head(CACHED, now_ms)
-        first = set(done.computing)  # the post for which a content was computed is the first one with it
-        for chunk in done.window.chunks:
-            fingerprints = split_fingerprints(chunk.fingerprints)
-            contents = [self._parts.content(fingerprint, done.vector(fingerprint)) for fingerprint in fingerprints]
-            sources = [self._parts.source(source.topic, source.partition) for source in chunk.sources]
-            for index, post_id in enumerate(chunk.ids):
-                content = chunk.contents[index]
-                head = computed if fingerprints[content] in first else cached
-                first.discard(fingerprints[content])
-                own = self._parts.post(post_id, chunk.offsets[index], chunk.posted_ms[index])
-                yield post_id.encode(), b"".join((head, sources[chunk.post_sources[index]], contents[content], own))
+    def _check_finite(self, done: Submitted) -> None:
+        """Tell a broken model from texts that are too much for it: it gives nothing finite, whatever the text."""
+        if done.vectors:
+            self._not_finite.clear()
+            return
+        self._not_finite.update(one for one, reason in done.failed.items() if reason == NOT_FINITE)
+        if len(self._not_finite) >= NOT_FINITE_MAX:
+            raise Fatal(
+                f"the encoder {self._settings.model} gives numbers that are not finite for {len(self._not_finite)} "
+                "contents in a row: check its weights"
+            )
 
-    def _observe(self, done: Submitted, batch: EncodedBatch) -> None:
-        metrics, posts = self._metrics, done.window.posts
+    def _rejected(self, done: Submitted) -> list[tuple[Original, Reject]]:
+        """The posts of a window that get no embedding, as they were written."""
+        unembedded = list(done.unembedded())
+        originals = read_back(self._settings, [rebuilt for rebuilt, _ in unembedded])
+        return [(originals[rebuilt.place], cause) for rebuilt, cause in unembedded]
+
+    def _observe(self, done: Submitted, batch: EncodedBatch, rejected: list[tuple[Original, Reject]]) -> None:
+        metrics, posts = self._metrics, done.window.posts - len(rejected)
         metrics.encode_posts.inc(posts)
-        metrics.encode_computed.inc(len(done.computing))
-        metrics.encode_reused.inc(posts - len(done.computing))
+        metrics.encode_computed.inc(len(done.vectors))
+        metrics.encode_reused.inc(posts - len(done.vectors))
+        metrics.encode_splits.inc(batch.splits)
+        for _, cause in rejected:
+            metrics.encode_rejected.labels(cause.reason).inc()
         metrics.encode_tokens.inc(batch.tokens)
         metrics.encode_padded_tokens.inc(batch.padded_tokens)
         metrics.encode_batch_tokens.observe(batch.tokens)
@@ -254,34 +301,24 @@ class Encode:
         except Retry as error:
             _log.warning("given up in a rebalance, to be read again: %s", error)
             self._drop()
+        self._suspicions.clear()
 
     def _drop(self) -> None:
         for submitted in self._in_flight:
             submitted.future.cancel()
         self._in_flight.clear()
         self._window = Window()
+        self._trial = None
+        self._suspicions.clear()
         self._dropped = True
 
 
-def pack_vectors(vectors: dict[bytes, bytes], version: str, partitions: int) -> list[tuple[int, bytes]]:
-    """Records of the `vectors` topic, each with its partition: half a megabyte at most each."""
-    by_partition: dict[int, list[bytes]] = {}
-    for fingerprint in vectors:
-        by_partition.setdefault(partition_of(fingerprint, partitions), []).append(fingerprint)
-    records: list[tuple[int, bytes]] = []
-    for partition, fingerprints in by_partition.items():
-        size = len(vectors[fingerprints[0]])
-        at_once = max(1, _VECTORS_BYTES_MAX // size)
-        for start in range(0, len(fingerprints), at_once):
-            some = fingerprints[start : start + at_once]
-            message = Vectors(
-                version=version,
-                dims=size // 4,
-                fingerprints=b"".join(some),
-                vectors=b"".join([vectors[fingerprint] for fingerprint in some]),
-            )
-            records.append((partition, message.SerializeToString()))
-    return records
+def _await(submitted: Submitted) -> None:
+    """Wait until a window is computed."""
+    try:
+        submitted.future.result(FINISH_TIMEOUT_S)
+    except TimeoutError:
+        raise Retry(f"a window is not computed after {FINISH_TIMEOUT_S:.0f} s") from None
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

@@ -22,6 +22,7 @@ from streams.group import Member
 from streams.line import Line
 from streams.metrics import Metrics
 from streams.packing import Packer
+from streams.rejected import Original, send_rejected
 from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
@@ -130,7 +131,7 @@ class Ingest:
             self.metrics.chunk_posts.observe(builder.posts)
             self.metrics.chunk_bytes.observe(len(value))
         for bad in batch.rejected:
-            self._reject(bad)
+            send_rejected(self.producer, self.topics.rejected, Original.of(bad.message), bad.cause)
         reach("ingest.sent")
         lines = {source: line.after(sent[source]) for source, line in lines.items()}
         self.producer.commit(
@@ -166,20 +167,6 @@ class Ingest:
             line = Line.parse(self.member.committed([source])[0].metadata, partitions)
             line = line or Line.begin(clock.now_ms(), partitions)
         return line
-
-    def _reject(self, bad: Rejected) -> None:
-        message = bad.message
-        ours = {
-            "manyray-reason": bad.cause.reason,
-            "manyray-detail": bad.cause.detail,
-            "manyray-topic": message.topic() or "",
-            "manyray-partition": str(message.partition()),
-            "manyray-offset": str(message.offset()),
-            "manyray-posted-ms": str(message.timestamp()[1]),
-        }
-        headers = [*(message.headers() or []), *((name, value.encode()) for name, value in ours.items())]
-        # Its own time goes into a header: as the record's, an old one would be deleted at once, a false one refused.
-        self.producer.produce(self.topics.rejected, message.value(), key=message.key(), headers=headers)
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

@@ -44,7 +44,9 @@ class Metrics:
     table_learned: Counter
     # encode
     encode_posts: Counter
+    encode_rejected: Counter
     encode_computed: Counter
+    encode_splits: Counter
     encode_reused: Counter
     encode_tokens: Counter
     encode_padded_tokens: Counter
@@ -89,6 +91,10 @@ class Metrics:
             table_corrupt=counter("table_corrupt_total", "tables that were found damaged, set aside and begun anew"),
             table_learned=counter("table_learned_total", "vectors taken from the vectors topic as they were computed"),
             encode_posts=counter("encode_posts_total", "posts given an embedding by the encoder"),
+            encode_rejected=counter(
+                "encode_rejected_total", "posts that cannot be embedded, sent to the rejected topic", "reason"
+            ),
+            encode_splits=counter("encode_splits_total", "times that texts were split for want of memory"),
             encode_computed=counter("encode_computed_total", "distinct contents computed"),
             encode_reused=counter("encode_reused_total", "posts served by a vector computed moments before"),
             encode_tokens=counter("encode_tokens_total", "tokens of the contents computed"),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from schemas.content import split_fingerprints
-from schemas.internal_pb2 import Chunk
+from schemas.internal_pb2 import Chunk, Source
+from streams.dedup import select
 
 _BYTES_A_TOKEN = 3
 """About, for text in the Latin script: it decides when a window is full, never what is computed."""
@@ -15,6 +16,7 @@ class Window:
 
     first_s: float = 0.0
     chunks: list[Chunk] = field(default_factory=list[Chunk])
+    first_offsets: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
     next_offsets: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
     texts: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     tokens: int = 0
@@ -26,6 +28,7 @@ class Window:
             self.first_s = now_s
         self.chunks.append(chunk)
         self.posts += len(chunk.ids)
+        self.first_offsets.setdefault(place, offset)
         self.next_offsets[place] = offset + 1
         for fingerprint, text in zip(split_fingerprints(chunk.fingerprints), chunk.texts, strict=True):
             if fingerprint not in self.texts:
@@ -39,3 +42,11 @@ class Window:
     def is_old(self, now_s: float, wait_s: float) -> bool:
         """Whether its oldest chunk has waited long enough."""
         return bool(self.chunks) and now_s - self.first_s >= wait_s
+
+
+def part_of(chunk: Chunk, content: int) -> Chunk:
+    """The chunk of one content of a chunk, by index, and its posts."""
+    posts = [post for post, its in enumerate(chunk.contents) if its == content]
+    builder = select(chunk, split_fingerprints(chunk.fingerprints), posts)
+    sources = [Source(topic=topic, partition=partition) for topic, partition in builder.sources]
+    return builder.build(chunk.version, sources)

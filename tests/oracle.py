@@ -94,6 +94,11 @@ def read_rejected(settings: Settings) -> Counter[tuple[bytes, str]]:
     return found
 
 
+def read_records(settings: Settings, topic: str) -> list[Message]:
+    """All there is in a topic now."""
+    return list(_records(settings, topic, follow=False))
+
+
 def _records(settings: Settings, topic: str, follow: bool) -> Iterable[Message]:
     """Committed records of a topic; without `follow`, up to its end; with it, also None when nothing came."""
     consumer = Consumer(

@@ -1,0 +1,126 @@
+"""Records of the `rejected` topic: a post as it was written, and why it has no embedding."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.errors import Reject, Retry
+from schemas.post import Post, encode_post
+from streams import clients
+from streams.settings import Settings
+from streams.transactions import StageProducer
+
+READ_TIMEOUT_S = 10.0
+"""For one record that is read back."""
+_AHEAD_MAX = 1_000
+"""Offsets that are rather read past than sought across."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A post's record as it lies on its topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    posted_ms: int
+    value: bytes | None
+    key: bytes | None
+    headers: Sequence[Any] = ()
+    """Pairs of a name and a value."""
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Topic, partition and offset."""
+        return self.topic, self.partition, self.offset
+
+    @classmethod
+    def of(cls, message: Message) -> "Original":
+        """The record that was read."""
+        return cls(
+            message.topic() or "",
+            message.partition() or 0,
+            message.offset() or 0,
+            message.timestamp()[1],
+            message.value(),
+            message.key(),
+            list(message.headers() or []),
+        )
+
+    @classmethod
+    def rebuilt(cls, post: Post, topic: str, partition: int, offset: int, posted_ms: int) -> "Original":
+        """A stand-in for a record that may be gone: the post as JSON, its id as the key; a header says what it is."""
+        headers = [("manyray-original", b"gone")]
+        return cls(topic, partition, offset, posted_ms, encode_post(post), post.id.encode(), headers)
+
+
+def send_rejected(producer: StageProducer, topic: str, original: Original, cause: Reject) -> None:
+    """Produce a record to the topic of rejected posts: bytes, key and headers untouched, the reason in more headers."""
+    ours = {
+        "manyray-reason": cause.reason,
+        "manyray-detail": cause.detail,
+        "manyray-topic": original.topic,
+        "manyray-partition": str(original.partition),
+        "manyray-offset": str(original.offset),
+        "manyray-posted-ms": str(original.posted_ms),
+    }
+    headers = [*original.headers, *((name, value.encode()) for name, value in ours.items())]
+    # Its own time goes into a header: as the record's, an old one would be deleted at once, a false one refused.
+    producer.produce(topic, original.value, key=original.key, headers=headers)
+
+
+def read_back(settings: Settings, rebuilt: Sequence[Original]) -> dict[tuple[str, int, int], Original]:
+    """The records that `rebuilt` stand for, by place, each read from its topic, or the stand-in itself if it is gone.
+
+    Raises:
+        Retry: the brokers did not answer in time.
+    """
+    if not rebuilt:
+        return {}
+    found: list[Original] = []
+    with closing(clients.reader(settings)) as reader:
+        try:
+            listed = reader.list_topics(timeout=READ_TIMEOUT_S).topics
+        except KafkaException as error:
+            raise Retry(f"posts could not be read back: {error.args[0].str()}") from None
+        for place, some in groupby(sorted(rebuilt, key=lambda one: one.place), key=lambda one: one.place[:2]):
+            # librdkafka would look for a topic that is gone, or not ours to read, for half a minute.
+            there = place[0] in listed and place[1] in listed[place[0]].partitions
+            here = list(some)
+            found += _read_place(reader, place, here) if there else here
+    return {one.place: one for one in found}
+
+
+def _read_place(reader: Consumer, place: tuple[str, int], rebuilt: Sequence[Original]) -> list[Original]:
+    """As `read_back`, for records of one partition in the order of their offsets."""
+    found: list[Original] = []
+    message: Message | None = None
+    for one in rebuilt:
+        at = -_AHEAD_MAX if message is None else message.offset() or 0
+        if one.offset - at >= _AHEAD_MAX:
+            reader.assign([TopicPartition(*place, one.offset)])
+            message, at = None, -1
+        while at < one.offset:
+            message = _next(reader, place)
+            if message is None:  # nothing from here on: what is sought is gone
+                break
+            at = message.offset() or 0
+        found.append(Original.of(message) if message is not None and at == one.offset else one)
+    return found
+
+
+def _next(reader: Consumer, place: tuple[str, int]) -> Message | None:
+    """The next record; None at the end, or where we may not read."""
+    message = reader.poll(READ_TIMEOUT_S)
+    if message is None:
+        raise Retry(f"a post of {place[0]}/{place[1]} could not be read back in {READ_TIMEOUT_S:.0f} s")
+    error = message.error()
+    if error is None:
+        return message
+    if error.code() in (KafkaError._PARTITION_EOF, KafkaError.TOPIC_AUTHORIZATION_FAILED):
+        return None
+    raise Retry(f"a post of {place[0]}/{place[1]} could not be read back: {error.str()}")

@@ -1,0 +1,123 @@
+"""A window under way in the encoder, and what comes of it: vectors, and contents that have none."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from encoders.encoder import EncodedBatch
+from encoders.rescue import NOT_FINITE, OUT_OF_MEMORY
+from schemas.content import partition_of, split_fingerprints
+from schemas.embedding import EmbeddingParts
+from schemas.errors import Reject
+from schemas.internal_pb2 import Vectors
+from schemas.post import Post
+from schemas.public_pb2 import CACHED, COMPUTED
+from streams.rejected import Original
+from streams.suspect import KILLS_ENCODER, TRIES_MAX
+from streams.transactions import KeyValue
+from streams.window import Window
+
+DETAILS = {
+    OUT_OF_MEMORY: "the encoder's device has not the memory for this text alone",
+    NOT_FINITE: "the text's vector holds NaN or infinity",
+    KILLS_ENCODER: f"{TRIES_MAX} encode processes in a row ended while they computed this text alone",
+}
+"""Why a post has no embedding, by reason: the header `manyray-detail`."""
+_VECTORS_BYTES_MAX = 512 * 1024
+
+
+@dataclass(slots=True)
+class Submitted:
+    """A window under way: which contents it computes, and where the vectors of the others come from."""
+
+    window: Window
+    computing: list[bytes]
+    future: Future[EncodedBatch]
+    known: dict[bytes, bytes]
+    lent: dict[bytes, "Submitted"]
+    queued_s: float
+    vectors: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    failed: dict[bytes, str] = field(default_factory=dict[bytes, str])
+    """Contents that have no vector, and the reason; known when it is settled."""
+
+    def vector(self, fingerprint: bytes) -> bytes:
+        """A content's vector; every window before this one is done."""
+        return (
+            self.vectors.get(fingerprint) or self.known.get(fingerprint) or self.lent[fingerprint].vector(fingerprint)
+        )
+
+    def settle(self, batch: EncodedBatch) -> None:
+        """Take what was computed, and what was lent: it then refers to no other window, which may be forgotten."""
+        rows = np.ascontiguousarray(batch.vectors, dtype="<f4")
+        size = rows.shape[1] * 4
+        blob = rows.tobytes()
+        for row, fingerprint in enumerate(self.computing):
+            if row in batch.failed:
+                self.failed[fingerprint] = batch.failed[row]
+            else:
+                self.vectors[fingerprint] = blob[row * size : (row + 1) * size]
+        for fingerprint, lender in self.lent.items():
+            if fingerprint in lender.failed:
+                self.failed[fingerprint] = lender.failed[fingerprint]
+            else:
+                self.known[fingerprint] = lender.vector(fingerprint)
+        self.lent.clear()
+
+    def embeddings(self, parts: EmbeddingParts, now_ms: int) -> Iterator[KeyValue]:
+        """The output records of all posts that get one, key and value each."""
+        computed, cached = parts.head(COMPUTED, now_ms), parts.head(CACHED, now_ms)
+        first = set(self.computing)  # the post for which a content was computed is the first one with it
+        for chunk in self.window.chunks:
+            fingerprints = split_fingerprints(chunk.fingerprints)
+            contents = [
+                None if fingerprint in self.failed else parts.content(fingerprint, self.vector(fingerprint))
+                for fingerprint in fingerprints
+            ]
+            sources = [parts.source(source.topic, source.partition) for source in chunk.sources]
+            for index, post_id in enumerate(chunk.ids):
+                number = chunk.contents[index]
+                content = contents[number]
+                if content is None:
+                    continue
+                head = computed if fingerprints[number] in first else cached
+                first.discard(fingerprints[number])
+                own = parts.post(post_id, chunk.offsets[index], chunk.posted_ms[index])
+                yield post_id.encode(), b"".join((head, sources[chunk.post_sources[index]], content, own))
+
+    def unembedded(self) -> Iterator[tuple[Original, Reject]]:
+        """The posts that get no embedding, and why; their records are still to be read back."""
+        if not self.failed:
+            return
+        for chunk in self.window.chunks:
+            fingerprints = split_fingerprints(chunk.fingerprints)
+            for index, post_id in enumerate(chunk.ids):
+                content = chunk.contents[index]
+                reason = self.failed.get(fingerprints[content])
+                if reason is not None:
+                    source = chunk.sources[chunk.post_sources[index]]
+                    place = (source.topic, source.partition, chunk.offsets[index])
+                    post = Post(post_id, chunk.texts[content].decode())
+                    yield Original.rebuilt(post, *place, chunk.posted_ms[index]), Reject(reason, DETAILS[reason])
+
+
+def pack_vectors(vectors: dict[bytes, bytes], version: str, partitions: int) -> list[tuple[int, bytes]]:
+    """Records of the `vectors` topic, each with its partition: half a megabyte at most each."""
+    by_partition: dict[int, list[bytes]] = {}
+    for fingerprint in vectors:
+        by_partition.setdefault(partition_of(fingerprint, partitions), []).append(fingerprint)
+    records: list[tuple[int, bytes]] = []
+    for partition, fingerprints in by_partition.items():
+        size = len(vectors[fingerprints[0]])
+        at_once = max(1, _VECTORS_BYTES_MAX // size)
+        for start in range(0, len(fingerprints), at_once):
+            some = fingerprints[start : start + at_once]
+            message = Vectors(
+                version=version,
+                dims=size // 4,
+                fingerprints=b"".join(some),
+                vectors=b"".join([vectors[fingerprint] for fingerprint in some]),
+            )
+            records.append((partition, message.SerializeToString()))
+    return records

@@ -1,0 +1,93 @@
+"""Laws of rejected records: what was written comes back byte by byte, and what is gone is told."""
+
+import threading
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+
+from schemas.errors import Reject
+from schemas.post import Post, decode_post
+from streams import clients, clock
+from streams.metrics import Metrics
+from streams.rejected import Original, read_back, send_rejected
+from streams.settings import Settings
+from streams.transactions import StageProducer
+from tests.oracle import read_records
+from tests.waiting import WAIT_S
+
+pytestmark = pytest.mark.broker
+
+GAP = 3_000
+"""Records between two that are sought: more than are read past."""
+
+
+@pytest.fixture
+def producer(settings: Settings) -> Producer:
+    """A plain one."""
+    return clients.producer(settings)
+
+
+def put(producer: Producer, topic: str, count: int, partition: int = 0) -> None:
+    """Records that tell where they lie."""
+    for number in range(count):
+        value = f"{partition} {number}".encode()
+        producer.produce(topic, value, key=value, headers=[("h", value), ("h", b"")], partition=partition)
+    assert producer.flush(WAIT_S) == 0
+
+
+def stand_in(topic: str, partition: int, offset: int) -> Original:
+    """What is known of a post at an offset."""
+    return Original.rebuilt(Post(f"id{offset}", "text"), topic, partition, offset, 5)
+
+
+def test_each_record_is_read_back_from_its_place(settings: Settings, producer: Producer, topic: str) -> None:
+    """Whatever the order in which they are asked for, near or far from one another, some of them twice."""
+    put(producer, topic, GAP)
+    put(producer, topic, 5, partition=1)
+    wanted = [(0, GAP - 1), (1, 4), (0, 0), (0, 1), (0, 1), (1, 0), (0, 700), (0, GAP - 2)]
+    found = read_back(settings, [stand_in(topic, *place) for place in wanted])
+    assert found.keys() == {(topic, *place) for place in wanted}
+    for (_, partition, offset), one in found.items():
+        value = f"{partition} {offset}".encode()
+        assert (one.value, one.key, list(one.headers)) == (value, value, [("h", value), ("h", b"")])
+        assert one.posted_ms > 5
+
+
+def test_what_is_gone_is_rebuilt_and_says_so(settings: Settings, producer: Producer, topic: str) -> None:
+    """By retention, with its topic, or past the end: the post comes as JSON, its id as the key; others come whole."""
+    put(producer, topic, 20)
+    admin = clients.admin_client(settings)
+    for future in admin.delete_records([TopicPartition(topic, 0, 10)]).values():
+        future.result(WAIT_S)
+    gone = [stand_in(topic, 0, 3), stand_in(topic, 0, 9), stand_in(topic, 0, 99), stand_in(f"no{topic}", 0, 0)]
+    found = read_back(settings, [*gone, stand_in(topic, 0, 10), stand_in(topic, 7, 0)])
+    assert found[topic, 0, 10].value == b"0 10"
+    for one in [*gone, stand_in(topic, 7, 0)]:
+        rebuilt = found[one.place]
+        assert rebuilt == one
+        assert decode_post(rebuilt.value, 100) == Post(f"id{one.offset}", "text")
+        assert rebuilt.key == f"id{one.offset}".encode()
+        assert ("manyray-original", b"gone") in rebuilt.headers
+
+
+def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, producer: Producer, topic: str) -> None:
+    """Value, key and headers are untouched, and ours come after them."""
+    put(producer, topic, 1)
+    sender = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
+    sender.open()
+    sender.begin()
+    (original,) = read_back(settings, [stand_in(topic, 0, 0)]).values()
+    send_rejected(sender, topic, original, Reject("a_reason", "a detail"))
+    sender.commit()
+    record = read_records(settings, topic)[-1]
+    assert (record.value(), record.key()) == (b"0 0", b"0 0")
+    assert record.headers() == [
+        ("h", b"0 0"),
+        ("h", b""),
+        ("manyray-reason", b"a_reason"),
+        ("manyray-detail", b"a detail"),
+        ("manyray-topic", topic.encode()),
+        ("manyray-partition", b"0"),
+        ("manyray-offset", b"0"),
+        ("manyray-posted-ms", str(original.posted_ms).encode()),
+    ]
