@@ -54,7 +54,6 @@ def test_what_fits_is_computed_once():
     """Without want of memory nothing is split, and a window is one call of the encoder."""
     calls = []
     encoder = PoorEncoder()
-    encoder.tokenise(["a"])
     encoded = encode_each(encoder, encoder.tokenise(["a", "b"] * 50), 16, lambda: calls.append(1))
     assert (encoded.splits, encoded.failed, len(calls)) == (0, {}, 1)
 
@@ -70,10 +69,13 @@ def test_a_split_costs_little_more_than_the_halves_on_the_way_to_the_text():
 
 def test_another_error_is_none_of_ours():
     """Only want of memory is split for: what else an encoder raises comes out as it is."""
-    encoder = PoorEncoder()
-    encoder.dims = None  # which no digest can be cut to
-    with pytest.raises(TypeError):
-        encode_each(encoder, encoder.tokenise(["a", "b"]), 16)
+
+    class Failing(PoorEncoder):
+        def encode(self, tokens, batch_tokens, on_batch=lambda: None):
+            raise RuntimeError("device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        encode_each(Failing(), Failing().tokenise(["a", "b"]), 16)
 
 
 def test_a_device_that_is_too_small_is_told_before_the_first_post():

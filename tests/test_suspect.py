@@ -116,6 +116,15 @@ def test_two_that_kill_in_one_window_are_counted_from_its_beginning_once():
     assert deaths == ATTEMPTS_MAX + TRIES_MAX + 1 + TRIES_MAX
 
 
+def test_one_death_with_a_content_alone_condemns_nobody():
+    """It may be an accident, as a machine that goes down: the content is tried once more, and goes through."""
+    log = Log([[0, 1]], killers={1}, metadata=str(Suspicion(attempts=2, until=1)))
+    assert not log.own("first", 1, fails=False)
+    log.killers.clear()
+    assert log.own("second", 1, fails=False)
+    assert (log.out, log.rejected) == ([0, 1], [])
+
+
 def test_a_chunk_that_is_not_the_one_it_spoke_of_is_read_from_its_beginning():
     """Retention took the chunk of which some contents were done; the one found instead has them all to do."""
     assert Suspicion(2, 9, 3, 1, "a").elsewhere() == Suspicion(2, 9)
