@@ -10,7 +10,6 @@ A named fault turns red with each of the first three: so the oracle sees what it
 """
 
 import os
-import os
 import signal
 import threading
 from pathlib import Path
