@@ -8,6 +8,7 @@ BENCH ?= pipeline
 ONLY ?=
 SEED ?=
 POSTS ?=
+MINUTES ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := check
 .NOTPARALLEL:
-.PHONY: help setup check lint types fast format test demo bench faults proto constraints clean
+.PHONY: help setup check lint types fast format test demo bench faults soak proto constraints clean
 
 check: lint types fast ## the fast checks: format, lint, types, and the tests that need no broker (bare `make`)
 
@@ -63,6 +64,9 @@ bench: $(STAMP) ## a benchmark with its baseline in the same run [BENCH=name]
 
 faults: $(STAMP) ## every fault three times, into docs/reliability.md: hours [ONLY=name] [SEED=number]
 	@$(BIN)/python -m faults --report docs/reliability.md $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+
+soak: $(STAMP) ## everything fails together for an hour, into docs/reliability.md [MINUTES=60] [SEED=number]
+	@$(BIN)/python -m faults.soak --report docs/reliability.md --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 proto: $(STAMP) ## regenerate schemas/*_pb2.py from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTOS)

@@ -22,6 +22,16 @@ def describe() -> str:
     return f"{os.cpu_count()} cores of {model}, {gib:.0f} GiB, {platform.system()}, Python {python}, {libraries}"
 
 
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process.
+
+    Raises:
+        FileNotFoundError: it is not there, or this is not Linux.
+    """
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
 def cpu_s(pid: int) -> float:
     """CPU seconds that a process has used, all threads, user and system.
 

@@ -9,9 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from faults import brokers, pressure, processes, rebalances, state  # noqa: F401 # pyright: ignore[reportUnusedImport] - their faults are in the list then
-from faults.fault import FAULTS
-from faults.report import write
+from faults.report import line, write
+from faults.rows import FAULTS
 from faults.run import Verdict, run_fault
 
 
@@ -38,16 +37,6 @@ def main() -> int:
         if arguments.report:
             write(arguments.report, verdicts)
     return 1 if failed or not chosen else 0
-
-
-def line(verdict: Verdict) -> str:
-    """A verdict for people."""
-    counts = (
-        f"{verdict.posts:>9,} posts  lost {verdict.lost}  doubled {verdict.doubled}  rejected {verdict.rejected:,}  "
-        f"recomputed {verdict.recomputed:,}  silent {verdict.silent_s:.1f} s  ({verdict.seconds:.0f} s)"
-    )
-    told = "".join(f"\n      {text}" for text in (*verdict.problems, *verdict.notes))
-    return f"{'FAIL' if verdict.problems else 'ok  '} {verdict.fault:<34} seed {verdict.seed:<3}{counts}{told}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Rows 5 to 7 and 16: brokers that end, connections that fail, and a transaction that nobody ends."""
+"""Rows 5 to 7: brokers that end, and connections that fail."""
 
 from collections.abc import Callable
 from functools import partial
-
-from confluent_kafka import Producer
 
 from faults.fault import Fault, Strike, add, fault
 from faults.frames import Api
@@ -215,27 +213,3 @@ def dropped_init_producer_id(run: Run) -> None:
     run.wait_until(lambda: link.held > before, "a reply is held back")
     run.rest(HOLD_S)
     link.heal()
-
-
-@fault(16)
-def open_transaction_of_a_dead_client(run: Run) -> None:
-    """Somebody's transaction on `lookups` and `misses` is never ended: readers wait for its timeout, and no longer."""
-    timeout_ms = run.settings.transaction_timeout_ms
-    producer = Producer(
-        {
-            "bootstrap.servers": run.cluster.direct_servers,
-            "transactional.id": "nobody",
-            "transaction.timeout.ms": timeout_ms,
-            "log_level": 0,
-        }
-    )
-    producer.init_transactions()
-    producer.begin_transaction()
-    for topic in (run.topics.lookups, run.topics.misses):
-        for partition in range(run.settings.partitions):
-            producer.produce(topic, b"never committed", partition=partition)
-    producer.flush()
-    began_s = clock.monotonic_s()
-    run.await_flow()  # the producer lives on, and does nothing: as good as dead
-    stalled_s = clock.monotonic_s() - began_s
-    assert stalled_s < timeout_ms / 1000 + 10, f"stalled for {stalled_s:.0f} s"

@@ -11,6 +11,8 @@ Every server has four listeners:
 
 Servers name each other `b1`, `b2` and `b3`. Each Java has its own table of hosts, in which server 1's `b2` is
 127.0.1.2; there a link listens, on the port that server 2 has. So every ordered pair has links of its own.
+
+A cluster that is `secured` asks for a password at CLIENT, and then for rights.
 """
 
 import json
@@ -26,6 +28,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._metadata import ClusterMetadata  # exported nowhere
 
+from faults.guard import GUARDED, Guard
 from faults.proxy import Link, Proxies
 from schemas.errors import Fatal
 from streams.clock import monotonic_s, random_id, sleep_s
@@ -55,9 +58,10 @@ class _Place:
         """What the servers call it."""
         return f"b{self.node.id}"
 
-    def changes(self, places: "Sequence[_Place]", clients: str) -> dict[str, str]:
+    def changes(self, places: "Sequence[_Place]", clients: str, *, secured: bool) -> dict[str, str]:
         """How its properties differ from the embedded broker's; `clients` is the address of its clients' link."""
-        protocols = [f"{name}:PLAINTEXT" for name in ("CLIENT", "DIRECT", "REPLICATION", "CONTROLLER")]
+        protocols = [f"{name}:PLAINTEXT" for name in ("DIRECT", "REPLICATION", "CONTROLLER")]
+        protocols.append("CLIENT:SASL_PLAINTEXT" if secured else "CLIENT:PLAINTEXT")
         replication = f"REPLICATION://{self.name}:{self.replication_port}"
         direct = f"DIRECT://{self.node.address}"
         return {
@@ -70,6 +74,7 @@ class _Place:
             "controller.quorum.voters": ",".join(
                 f"{one.node.id}@{one.name}:{one.node.controller_port}" for one in places
             ),
+            **(GUARDED if secured else {}),
         }
 
 
@@ -172,10 +177,14 @@ class Cluster:
         self._between: dict[tuple[int, int], list[Link]] = {}
         self.servers: dict[int, Member] = {}
         self.folder = Path()
+        self.guard: Guard | None = None
+        """Who keeps the CLIENT listener of a secured cluster."""
 
     @classmethod
-    def start(cls, folder: Path, brokers: int = 3, *, heap_mib: int = 256) -> Self:
+    def start(cls, folder: Path, brokers: int = 3, *, heap_mib: int = 256, secured: bool = False) -> Self:
         """Start `brokers` (1 or 3) servers with their data in `folder`, and return when they are whole.
+
+        One that is `secured` asks for what its `guard` says.
 
         Raises `Fatal` if Kafka cannot be had or started, or if this system has no addresses for three.
         """
@@ -184,13 +193,15 @@ class Cluster:
         cluster = cls()
         cluster.folder = folder
         try:
-            cluster._start(folder.resolve(), brokers, heap_mib)
+            cluster._start(folder.resolve(), brokers, heap_mib, secured)
+            if secured:
+                cluster.guard = Guard(cluster.direct_servers)
         except BaseException:
             cluster.stop()
             raise
         return cluster
 
-    def _start(self, folder: Path, brokers: int, heap_mib: int) -> None:
+    def _start(self, folder: Path, brokers: int, heap_mib: int, secured: bool) -> None:
         class_path = resolve_jars()
         java_options = aot_options(class_path, kafka_folder(), lambda _: None)
         places = _choose_places(brokers)
@@ -204,9 +215,8 @@ class Cluster:
                 ports = (other.replication_port, other.node.controller_port)
                 self._between[me, other.node.id] = [_link(proxies, hosts[other.name], port) for port in ports]
             home = folder / f"broker-{me}"
-            write_settings(
-                home, place.node, [one.node for one in places], place.changes(places, self.clients(me).address)
-            )
+            changes = place.changes(places, self.clients(me).address, secured=secured)
+            write_settings(home, place.node, [one.node for one in places], changes)
             (home / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()), "ascii")
             # C1 alone: in a run of a minute C2 would take more from two cores than it gives back.
             options = [*java_options, "-Djdk.net.hosts.file=hosts", "-XX:TieredStopAtLevel=1"]

@@ -33,6 +33,8 @@ class Fault:
     """Whether the clocks of roles and brokers can be shifted."""
     doubles: bool = False
     """Whether posts may come out more than once."""
+    secured: bool = False
+    """Whether the brokers ask the roles for a password, and for rights."""
     tables: bool = True
     """Whether the tables are whole in the end."""
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,10 @@ MALFORMED = (
 
 
 class Load:
-    """An endless sequence of posts; so many `texts` were new, records `good` and records `bad` so far."""
+    """An endless sequence of posts; so many `texts` were new, records `good` and records `bad` so far.
+
+    What is put into `poison`, by any thread, comes next, and counts as bad.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -37,6 +41,7 @@ class Load:
         self.texts = 0
         self.good = 0
         self.bad = 0
+        self.poison: deque[bytes] = deque()
 
     def text(self, number: int) -> str:
         """The text that is new as the `number`-th."""
@@ -48,6 +53,9 @@ class Load:
             new = self._random.random(_AT_ONCE) < NEW_SHARE
             ages = self._random.zipf(1.1, _AT_ONCE)
             for is_new, age in zip(new.tolist(), ages.tolist(), strict=True):
+                while self.poison:
+                    self.bad += 1
+                    yield self.poison.popleft()
                 if (self.good + self.bad) % BAD_EVERY == BAD_EVERY - 1:
                     self.bad += 1
                     yield MALFORMED[self.bad % len(MALFORMED)]
@@ -77,6 +85,7 @@ class Publisher:
                 "enable.idempotence": True,
                 "linger.ms": 50,  # few requests: the two ends of the pipeline are not what is tried
                 "compression.type": "lz4",
+                "message.max.bytes": 64 * 2**20,  # of a bomb, before it is compressed
                 "message.timeout.ms": 900_000,
                 "queue.buffering.max.messages": 1_000_000,
                 "log_level": 0,

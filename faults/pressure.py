@@ -1,8 +1,8 @@
 """Rows 12 and 13: stages that are slow, and clocks that jump."""
 
 from functools import partial
-from pathlib import Path
 
+from bench.machine import rss_mib
 from faults.fault import Fault, add, fault
 from faults.run import FaultError, Run
 
@@ -13,16 +13,11 @@ HOUR_S = 3_600.0
 LASTS_S = 20.0
 
 
-def _memory_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
-
-
 def _stay_flat(run: Run, seconds: float) -> None:
     """Let it last; no role may grow meanwhile."""
-    before = {name: _memory_mib(pid) for name, pid in run.pipeline.pids.items()}
+    before = {name: rss_mib(pid) for name, pid in run.pipeline.pids.items()}
     run.rest(seconds)
-    grown = {name: _memory_mib(pid) - before[name] for name, pid in run.pipeline.pids.items()}
+    grown = {name: rss_mib(pid) - before[name] for name, pid in run.pipeline.pids.items()}
     run.note(", ".join(f"{name} {mib:+.0f} MiB" for name, mib in grown.items()))
     if max(grown.values()) > GROWTH_MIB_MAX:
         raise FaultError(f"memory grew: {grown}")

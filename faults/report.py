@@ -1,11 +1,10 @@
-"""docs/reliability.md: a row for each fault, with the figures of its last runs; the words around the table stay."""
+"""What is told of runs: a line each for people, and docs/reliability.md, a row for each fault with its last figures."""
 
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.machine import describe
-from faults.fault import FAULTS
 from faults.run import Verdict
 
 _HEAD = "| row | fault | runs | posts | lost | doubled | rejected | recomputed | silent, s | commit |"
@@ -13,26 +12,40 @@ _RULE = "|---|---|---|---|---|---|---|---|---|---|"
 _MACHINE = "Machine: "
 
 
+def line(verdict: Verdict) -> str:
+    """A verdict for people."""
+    counts = (
+        f"{verdict.posts:>9,} posts  lost {verdict.lost}  doubled {verdict.doubled}  rejected {verdict.rejected:,}  "
+        f"recomputed {verdict.recomputed:,}  silent {verdict.silent_s:.1f} s  ({verdict.seconds:.0f} s)"
+    )
+    told = "".join(f"\n      {text}" for text in (*verdict.problems, *verdict.notes))
+    return f"{'FAIL' if verdict.problems else 'ok  '} {verdict.fault:<34} seed {verdict.seed:<3}{counts}{told}"
+
+
 def write(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Put the verdicts of one or more faults into the table; rows of other faults stay as they are."""
+    """Put the verdicts of one or more faults into the table; rows of other faults, and all other words, stay."""
     lines = path.read_text(encoding="utf-8").splitlines()
     start = lines.index(_HEAD)
     end = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
-    rows = {row.split("|")[2].strip(): row for row in lines[start + 2 : end]}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    rows = {_name(row): row for row in lines[start + 2 : end]}
     for name in dict.fromkeys(verdict.fault for verdict in verdicts):
-        rows[name] = _row(name, [verdict for verdict in verdicts if verdict.fault == name], commit.strip())
-    order = {name: at for at, name in enumerate(sorted(FAULTS, key=lambda name: (FAULTS[name].row, name)))}
-    table = [rows[name] for name in sorted(rows, key=lambda name: order.get(name, len(order)))]
+        rows[name] = _row([verdict for verdict in verdicts if verdict.fault == name], commit.strip())
+    table = sorted(rows.values(), key=lambda row: (int(row.split("|")[1]), _name(row)))
     words = [f"{_MACHINE}{describe()}." if line.startswith(_MACHINE) else line for line in lines[:start]]
     path.write_text("\n".join([*words, _HEAD, _RULE, *table, *lines[end:]]) + "\n", encoding="utf-8")
 
 
-def _row(name: str, verdicts: Sequence[Verdict], commit: str) -> str:
+def _name(row: str) -> str:
+    return row.split("|")[2].strip()
+
+
+def _row(verdicts: Sequence[Verdict], commit: str) -> str:
+    """The row of one fault: sums, and each run's silence."""
     failed = sum(bool(verdict.problems) for verdict in verdicts)
     cells = [
-        str(FAULTS[name].row),
-        name,
+        str(verdicts[0].row),
+        verdicts[0].fault,
         f"{len(verdicts)}, {failed} FAILED" if failed else f"{len(verdicts)}",
         f"{sum(verdict.posts for verdict in verdicts):,}",
         f"{sum(verdict.lost for verdict in verdicts):,}",

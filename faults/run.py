@@ -49,6 +49,7 @@ class Verdict:
     """What the oracle says of a run; `problems` is empty if all is well."""
 
     fault: str
+    row: int
     seed: int
     posts: int
     rejected: int
@@ -68,9 +69,12 @@ class Run:
     wait_s = WAIT_S
     """How long anything that is to happen may take."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, pipeline: Pipeline, live: Live, seed: int) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: Settings, pipeline: Pipeline, load: Load, live: Live, *, seed: int
+    ) -> None:
         self.cluster = cluster
         self.settings = settings
+        self.load = load
         self.topics = Topics.of(settings, version_of(settings))
         self.pipeline = pipeline
         self.live = live
@@ -103,14 +107,14 @@ class Run:
             if name.partition("-")[0] == role:
                 os.kill(pid, number)
 
-    def metric(self, role: str, name: str) -> float:
-        """The sum of a metric over the processes of a role that answer."""
-        total = 0.0
+    def samples(self, role: str, name: str) -> list[float]:
+        """The values of a metric, of all labels, of the processes of a role that answer."""
+        found: list[float] = []
         for process, url in self.pipeline.metrics_urls.items():
             if process.partition("-")[0] == role:
                 with contextlib.suppress(OSError):
-                    total += sum(sample.value for sample in read_metrics(url) if sample.name == name)
-        return total
+                    found += [sample.value for sample in read_metrics(url) if sample.name == name]
+        return found
 
     def rest(self, seconds: float) -> None:
         """Let a fault last."""
@@ -161,15 +165,16 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
             held.callback(unmount, folder / fault.disk)
         if fault.clock:
             held.enter_context(clocks(points, "brokers"))
-        cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers))
+        cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers, secured=fault.secured))
         settings = load_settings(
             bootstrap_servers=cluster.bootstrap_servers,
             data_dir=folder / "data",
             model="hash",
             replication=fault.brokers,
+            kafka=cluster.guard.kafka if cluster.guard else {},
             **fault.settings,
         )
-        direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers})
+        direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers, "kafka": {}})
         create_topics(direct, version_of(direct))
         if fault.clock:
             held.enter_context(clocks(points, "roles"))
@@ -180,6 +185,7 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
         problems += find_problems(direct, topics, load, tables=fault.tables)
     return Verdict(
         fault.name,
+        fault.row,
         seed,
         counts["posts"],
         counts["rejected"],
@@ -207,7 +213,7 @@ def _strike(
         live = Live(cluster.direct_servers, topics.posts[0], topics.embeddings, topics.rejected, settings.partitions)
         held.callback(live.close)
         publisher = Publisher(cluster.direct_servers, topics.posts[0], load, fault.rate)
-        run = Run(cluster, settings, pipeline, live, seed)
+        run = Run(cluster, settings, pipeline, load, live, seed=seed)
         run.wait_s = wait_s
         try:
             run.await_seen(int(posts * STRUCK_AT))

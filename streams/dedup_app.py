@@ -21,6 +21,7 @@ from streams import clients
 from streams.broker import writing_to
 from streams.faust_credentials import faust_credentials
 from streams.health import Health
+from streams.lag import OpenTransactions
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
 from streams.rocks_table import index_cache
@@ -72,6 +73,7 @@ class Lanes:
         self.assigned = False
         self.waits_for = "it is joining its group"
         """Why it does not serve its partitions now; empty when it does. Any thread may ask."""
+        self.open_transactions = OpenTransactions(shared.metrics.open_transaction_seconds)
         self._shared = shared
         self._lanes: dict[int, Lane] = {}
         self._in_hand: Counter[int] = Counter()
@@ -124,6 +126,7 @@ class Lanes:
                 del self._in_hand[lane.partition]
                 for topic in (self._shared.topics.lookups, self._shared.topics.vectors):
                     self._shared.metrics.consumer_lag.remove(topic, str(lane.partition))
+                    self.open_transactions.forget(topic, lane.partition)
         self._shared.metrics.partitions_owned.set(len(self._lanes))
         if gone:
             _log.info("gave up %d partitions, owns %d", len(gone), len(self._lanes))
@@ -168,6 +171,10 @@ class Lanes:
         """Records that wait in a partition's lane."""
         lane = self._lanes.get(partition)
         return lane.waiting if lane else 0
+
+    def most_in_hand(self) -> int:
+        """Records that the lane which has most of them has in hand."""
+        return max(self._in_hand.copy().values(), default=0)
 
     def table_entries(self) -> int:
         """Vectors in the tables of this process."""
@@ -269,6 +276,7 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
         loop.call_soon_threadsafe(lambda: None if failed.done() else failed.set_result(error))
 
     app = build_app(settings, Shared(settings, topics, metrics, index_cache(), on_fatal))
+    metrics.queue_length.labels("lane_records").set_function(app.lanes.most_in_hand)
     metrics.table_entries.set_function(app.lanes.table_entries)
     metrics.table_bytes.set_function(app.lanes.table_bytes)
     health.waits_for = lambda: app.lanes.waits_for
@@ -291,14 +299,16 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
 
 
 def report_lag(app: DedupApp, topics: Topics, metrics: Metrics) -> None:
-    """Set the lag of each partition: records not fetched, and those that wait in its lane."""
+    """Set the lag of each partition: records not fetched, and those that wait in its lane; and what holds it up."""
     consumer = cast(CheckpointConsumer, app.consumer)
     for tp in consumer.assignment():
         state = consumer.fetch_state(tp)
         if state is None:
             continue
+        read, stable, end = state
         waiting = app.lanes.waiting(tp.partition) if tp.topic == topics.lookups else 0
-        metrics.consumer_lag.labels(tp.topic, str(tp.partition)).set(max(0, state[1] - state[0]) + waiting)
+        metrics.consumer_lag.labels(tp.topic, str(tp.partition)).set(max(0, end - read) + waiting)
+        app.lanes.open_transactions.note(tp.topic, tp.partition, read=read, stable=stable, end=end)
 
 
 def allow_open_files() -> None:

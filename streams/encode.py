@@ -93,6 +93,8 @@ class Encode:
             on_lost=self._drop,
         )
         self._suspicions = Suspicions(self.member, self.producer)
+        metrics.queue_length.labels("windows").set_function(lambda: len(self._in_flight))
+        metrics.queue_length.labels("window_posts").set_function(lambda: self._window.posts)
 
     def step(self) -> bool:
         """Do the most urgent thing: publish what is computed, else submit what is due, else read.

@@ -18,7 +18,7 @@ from confluent_kafka import (
 
 from schemas.errors import Fatal, Retry
 from streams import clients
-from streams.lag import LagReporter
+from streams.lag import LagReporter, OpenTransactions
 from streams.metrics import Metrics
 from streams.settings import Settings
 
@@ -74,7 +74,12 @@ class Member:
             statistics_interval_ms=STATISTICS_MS,
             on_statistics=told,
         )
-        member = cls(consumer, LagReporter(consumer, metrics), on_revoke, on_lost)
+        member = cls(
+            consumer,
+            LagReporter(consumer, metrics, OpenTransactions(metrics.open_transaction_seconds)),
+            on_revoke,
+            on_lost,
+        )
         consumer.subscribe(topics, on_assign=member._assigned, on_revoke=member._revoked, on_lost=member._lost)
         return member
 
@@ -176,11 +181,13 @@ class Member:
         consumer.incremental_assign(self._starts(new))
         self.waits_for = ""
 
-    def _told(self, statistics: str) -> None:
-        """Of an assignment of nothing librdkafka tells nobody: who has been with the coordinator for a while has it."""
+    def _told(self, text: str) -> None:
+        statistics = json.loads(text)
+        self.lag.told(statistics, self.owned)
         if self.waits_for != JOINING:
             return
-        group = json.loads(statistics).get("cgrp", {})
+        # Of an assignment of nothing librdkafka tells nobody: who has been with the coordinator for a while has it.
+        group = statistics.get("cgrp", {})
         if group.get("state") == "up" and group.get("stateage", 0) >= STATISTICS_MS:
             self.waits_for = ""
             _log.info("ready: owns %d partitions", len(self.owned))

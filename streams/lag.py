@@ -1,8 +1,11 @@
-"""Consumer lag of a role that uses confluent-kafka: records not yet processed, by partition."""
+"""What readers wait for: records not yet processed, by partition, and transactions of others that are not ended."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
+from prometheus_client import Gauge
 
 from streams import clock
 from streams.metrics import Metrics
@@ -11,11 +14,39 @@ EVERY_S = 0.5
 
 
 @dataclass(slots=True)
+class OpenTransactions:
+    """How long a transaction that nobody ends has kept committed-only readers from what lies behind its beginning."""
+
+    seconds: Gauge
+    _since: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict[tuple[str, int], tuple[int, float]])
+
+    def note(self, topic: str, partition: int, *, read: int, stable: int, end: int) -> None:
+        """Set the gauge. All before `read` was read, and may be before `stable`; the partition's end is `end`."""
+        place = (topic, partition)
+        now_s = clock.monotonic_s()
+        since_s = now_s
+        if stable <= read and stable < end:  # there is more, and none of it may be read
+            before, since_s = self._since.get(place, (-1, now_s))
+            if before != stable:  # another one holds it up now
+                since_s = now_s
+            self._since[place] = (stable, since_s)
+        else:
+            self._since.pop(place, None)
+        self.seconds.labels(topic, str(partition)).set(now_s - since_s)
+
+    def forget(self, topic: str, partition: int) -> None:
+        """The partition is no longer ours."""
+        self._since.pop((topic, partition), None)
+        self.seconds.remove(topic, str(partition))
+
+
+@dataclass(slots=True)
 class LagReporter:
-    """Reports the lag now and then; costs nothing in between."""
+    """Reports the lag of a role that uses confluent-kafka, now and then; costs nothing in between."""
 
     consumer: Consumer
     metrics: Metrics
+    open_transactions: OpenTransactions
     _next_s: float = 0.0
     _ends: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
 
@@ -36,7 +67,17 @@ class LagReporter:
                 done = max(done, self._ends.get((topic, partition), 0))
             self.metrics.consumer_lag.labels(topic, str(partition)).set(max(0, high - done))
 
+    def told(self, statistics: Mapping[str, Any], owned: set[tuple[str, int]]) -> None:
+        """Look for open transactions in librdkafka's statistics, which alone say where they begin."""
+        topics = statistics.get("topics", {})
+        for topic, partition in owned:
+            seen = topics.get(topic, {}).get("partitions", {}).get(str(partition))
+            if seen is not None and not seen["fetchq_cnt"]:  # what is fetched is read
+                read, stable, end = seen["next_offset"], seen["ls_offset"], seen["hi_offset"]
+                self.open_transactions.note(topic, partition, read=read, stable=stable, end=end)
+
     def forget(self, topic: str, partition: int) -> None:
         """The partition is no longer ours."""
         self._ends.pop((topic, partition), None)
         self.metrics.consumer_lag.remove(topic, str(partition))
+        self.open_transactions.forget(topic, partition)

@@ -57,6 +57,8 @@ class Metrics:
     transaction_seconds: Histogram
     transaction_failures: Counter
     consumer_lag: Gauge
+    open_transaction_seconds: Gauge
+    queue_length: Gauge
     partitions_owned: Gauge
     restarts: Gauge
 
@@ -105,6 +107,17 @@ class Metrics:
             transaction_seconds=histogram("transaction_seconds", "from begin to committed", _SECONDS),
             transaction_failures=counter("transaction_failures_total", "transactions aborted or given up"),
             consumer_lag=gauge("consumer_lag", "records not yet processed", "topic", "partition"),
+            open_transaction_seconds=gauge(
+                "open_transaction_seconds",
+                "how long an unended transaction has kept this role from the records behind its beginning",
+                "topic",
+                "partition",
+            ),
+            queue_length=gauge(
+                "queue_length",
+                "records of the lane that has most, windows in flight, posts of the window that is gathered",
+                "queue",
+            ),
             partitions_owned=gauge("partitions_owned", "partitions that this process works on"),
             restarts=gauge("restarts", "times that `manyray up` has started this role again"),
         )

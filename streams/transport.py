@@ -60,13 +60,14 @@ class CheckpointConsumer(aiokafka.Consumer):
     def on_buffer_drop(self, tp: TP) -> None:
         """See `on_buffer_full`."""
 
-    def fetch_state(self, tp: TP) -> tuple[int, int] | None:
-        """The next offset to fetch and the end of a partition; None before the first fetch."""
+    def fetch_state(self, tp: TP) -> tuple[int, int, int] | None:
+        """Of a partition the next offset to fetch, the last stable offset and the end; None before the first fetch."""
         assignment = self._thread._ensure_consumer()._subscription.subscription.assignment
         state = assignment.state_value(aiokafka.ensure_aiokafka_TP(tp)) if assignment else None
-        if state is None or not state.has_valid_position or state.highwater is None:
+        if state is None or not state.has_valid_position:
             return None
-        return state.position, state.highwater
+        stable, end = cast(tuple[int | None, int | None], (state.lso, state.highwater))
+        return None if stable is None or end is None else (state.position, stable, end)
 
 
 class CheckpointTransport(aiokafka.Transport):

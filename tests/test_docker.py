@@ -307,3 +307,17 @@ def test_constraints_pin_every_dependency_once() -> None:
 def test_no_file_names_a_package_index(path: Path) -> None:
     """Where packages come from is the user's choice: no file has an address in it."""
     assert not re.search(r"\b(https?|git|ssh)://", path.read_text(encoding="utf-8"))
+
+
+def test_alerts_ask_for_metrics_that_are_there() -> None:
+    """Every metric and label that a rule names is one of ours, and each says what happened and what to do."""
+    registry = Metrics.create().registry
+    labels = {metric._name: metric._labelnames for metric in registry._collector_to_names}
+    rules = yaml.safe_load((DOCKER / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    for rule in rules:
+        asked = [name.removesuffix("_total") for name in re.findall(r"manyray_\w+", rule["expr"])]
+        assert asked
+        assert set(asked) <= labels.keys()
+        used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert used <= {"instance", *labels[asked[0]]}
+        assert rule["annotations"].keys() == {"summary", "description"}

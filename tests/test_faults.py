@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faults import brokers, pressure, processes, rebalances, state  # noqa: F401 - their faults are in the list then
-from faults.fault import FAULTS
+from faults.rows import FAULTS
 from faults.run import run_fault
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]

@@ -171,8 +171,8 @@ def test_a_partition_that_is_not_ready_holds_up_no_other(settings, topic):
     assert asyncio.run(run()) == other + full
 
 
-def test_the_fetch_state_tells_position_and_end(settings, topic):
-    """For the lag: the next offset to fetch and the partition's end; None for what is not assigned."""
+def test_the_fetch_state_tells_position_and_ends(settings, topic):
+    """For the lag: the next offset to fetch, the end of what may be read, the end; None for what is not assigned."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     write(settings, topic, [([b"v%d" % number for number in range(10)], True)])
 
@@ -186,4 +186,4 @@ def test_the_fetch_state_tells_position_and_end(settings, topic):
     state, other = asyncio.run(run())
     assert other is None
     assert state is not None
-    assert 10 <= state[0] <= state[1] == 11  # ten records and the marker of the commit
+    assert 10 <= state[0] <= state[1] == state[2] == 11  # ten records and the marker of the commit

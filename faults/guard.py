@@ -1,0 +1,79 @@
+# pyright: reportPrivateImportUsage=false
+# Confluent's names for them, which it exports and does not list.
+"""The user of a secured cluster: a password that changes, and rights that are granted and revoked."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+
+from streams.clock import random_id
+
+GUARDED = {
+    "listener.name.client.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+    "listener.name.client.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule "
+    "required;",
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "super.users": "User:ANONYMOUS",  # who comes by another listener
+}
+"""A broker's properties: CLIENT asks for a password, and then for rights."""
+
+_USER = "me"
+_WAIT_S = 30.0
+
+
+class Guard:
+    """Knows one user, who at first may do everything. `KafkaException`: the brokers did not do it."""
+
+    def __init__(self, servers: str) -> None:
+        """`servers` are those of a listener that asks nobody."""
+        self._admin = AdminClient({"bootstrap.servers": servers})
+        self.kafka: dict[str, str] = {}
+        """What the user's `[kafka]` has to say now."""
+        self.change_password()
+        for kind in ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID, ResourceType.BROKER:
+            self.grant(kind.name)
+
+    def change_password(self) -> None:
+        """Take another password from now on, which `kafka` has; connections that are open stay so."""
+        password = random_id()
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        change = UserScramCredentialUpsertion(_USER, info, password.encode())
+        _await(self._admin.alter_user_scram_credentials([change]))
+        self.kafka = {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": _USER,
+            "sasl.password": password,
+        }
+
+    def grant(self, kind: str) -> None:
+        """Let the user do everything with the resources of a kind: TOPIC, GROUP, TRANSACTIONAL_ID or BROKER."""
+        _await(self._admin.create_acls([AclBinding(*_everything(kind))]))
+
+    def revoke(self, kind: str) -> None:
+        """Take back what `grant` gave."""
+        _await(self._admin.delete_acls([AclBindingFilter(*_everything(kind))]))
+
+
+def _everything(kind: str) -> tuple[Any, ...]:
+    name = "kafka-cluster" if kind == "BROKER" else "*"  # Kafka knows one cluster
+    pattern = (ResourceType[kind], name, ResourcePatternType.LITERAL)
+    return *pattern, f"User:{_USER}", "*", AclOperation.ALL, AclPermissionType.ALLOW
+
+
+def _await(futures: Mapping[Any, "Future[Any]"]) -> None:
+    for future in futures.values():
+        future.result(_WAIT_S)

@@ -1,0 +1,120 @@
+"""Row 17: processes, brokers, networks and groups fail together for an hour.
+
+python -m faults.soak [--minutes 60] [--seed 1] [--report docs/reliability.md]
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from faults.fault import Fault
+from faults.report import line, write
+from faults.run import WAIT_S, Run, run_fault
+from streams import clock
+from streams.up import ROLES
+
+BROKERS = 3
+RATE = 250
+"""Posts a second: some 900,000 an hour."""
+AT_ONCE = 2
+LASTS_S_MAX = 15.0
+CALM_S_MAX = 10.0
+WORKERS_MAX = 3
+
+Mend = Callable[[], object]
+Item = TypeVar("Item")
+
+
+def _choose(run: Run, items: list[Item]) -> Item:
+    return items[int(run.random.integers(len(items)))]
+
+
+def _kill(run: Run) -> Mend:
+    run.kill(_choose(run, list(ROLES)))
+    return lambda: None
+
+
+def _bounce(run: Run) -> Mend:
+    server = _choose(run, list(run.cluster.servers.values()))
+    if not server.alive:  # one that was chosen a moment ago
+        return lambda: None
+    if run.random.random() < 0.5:
+        server.kill()
+    else:
+        server.stop()
+    return server.launch
+
+
+def _cut(run: Run) -> Mend:
+    one, other = _choose(run, [(one, other) for one in run.cluster.servers for other in run.cluster.servers])
+    links = [run.cluster.clients(one)] if one == other else run.cluster.between(one, other)
+    directions = _choose(run, [{}, {"to_client": False}, {"to_target": False}])
+    for link in links:
+        if run.random.random() < 0.3:
+            link.delay(0.5)
+        else:
+            link.cut(**directions)
+
+    def mend() -> None:
+        for link in links:
+            link.heal()
+
+    return mend
+
+
+def _come_or_go(run: Run) -> Mend:
+    role = _choose(run, list(ROLES))
+    workers = [name for name in run.pipeline.pids if name.partition("-")[0] == role]
+    if len(workers) == 1 or (len(workers) < WORKERS_MAX and run.random.random() < 0.5):
+        run.pipeline.start_role(role)
+    else:
+        run.pipeline.stop_process(_choose(run, workers), kill=bool(run.random.random() < 0.3))
+    return lambda: None
+
+
+ACTIONS = {"kill": _kill, "bounce": _bounce, "network": _cut, "worker": _come_or_go}
+
+
+def _strike(minutes: float, run: Run) -> None:
+    """Two at once, mended after seconds; each time new posts have to come out of every flow before the next two."""
+    end_s = clock.monotonic_s() + minutes * 60
+    counts: Counter[str] = Counter()
+    waited_s: list[float] = []
+    while clock.monotonic_s() < end_s:
+        chosen = [_choose(run, list(ACTIONS)) for _ in range(AT_ONCE)]
+        counts.update(chosen)
+        mends = [ACTIONS[name](run) for name in chosen]
+        run.rest(LASTS_S_MAX * run.random.random())
+        for mend in mends:
+            mend()
+        began_s = clock.monotonic_s()
+        run.cluster.wait_until_whole(WAIT_S)
+        run.await_flow()
+        waited_s.append(clock.monotonic_s() - began_s)
+        print(f"{len(waited_s):>4}  {' and '.join(chosen):<20} flows {waited_s[-1]:.1f} s after", flush=True)
+        run.rest(CALM_S_MAX * run.random.random())
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    run.note(f"{minutes:.0f} minutes: {told}; all flowed again {max(waited_s):.1f} s after the mending at the latest")
+
+
+def main() -> int:
+    """Run it once, and print the verdict."""
+    parser = argparse.ArgumentParser(description="faults of all kinds together, judged by an oracle")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--report", type=Path, help="a file whose table of figures is brought up to date")
+    arguments = parser.parse_args()
+    soak = Fault("soak", 17, partial(_strike, arguments.minutes), brokers=BROKERS, rate=RATE)
+    verdict = run_fault(soak, arguments.seed, posts=100_000)
+    print(line(verdict))
+    if arguments.report:
+        write(arguments.report, [verdict])
+    return 1 if verdict.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
