@@ -255,6 +255,9 @@ class _End(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        # asyncio does it only where a socket names its protocol, which one that was accepted does not: without it each
+        # answer waits for the acknowledgement of the one before, up to 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport = transport
         self._reads.source = transport
         self._writes.sink = transport
