@@ -38,7 +38,7 @@ def records(servers: str, topic: str) -> Iterator[Message]:
         left = set(found.partitions)
         consumer.assign([TopicPartition(topic, number, 0) for number in left])
         while left:
-            for message in consumer.consume(1_000, 1.0):
+            for message in consumer.consume(1_000, 0.1):
                 error = message.error()
                 if error is None:
                     yield message

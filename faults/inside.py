@@ -22,6 +22,8 @@ from streams.topics import Topics
 
 TOLERANCE = 1e-6
 _AT_ONCE = 1_000
+_PATIENCE_S = 0.05
+"""For a batch that is not full, as the last one of each partition is."""
 Vector = npt.NDArray[np.float32]
 
 
@@ -55,7 +57,7 @@ def _records(settings: Settings, topic: str, partition: int) -> Iterator[Message
     with closing(clients.reader(settings)) as reader:
         reader.assign([TopicPartition(topic, partition, 0)])
         while True:
-            for message in reader.consume(_AT_ONCE, 1.0):
+            for message in reader.consume(_AT_ONCE, _PATIENCE_S):
                 error = message.error()
                 if error is None:
                     yield message
