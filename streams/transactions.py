@@ -27,6 +27,7 @@ WAIT_S = 60.0
 """How long the brokers may take for one step of a transaction."""
 STOP_WAIT_S = 5.0
 _SLICE_S = 1.0
+_SLICE_S_MAX = 4.0
 _PAUSE_S = 0.02
 KeyValue = tuple[bytes, bytes]
 # A producer that was fenced says `_FATAL` ever after.
@@ -147,11 +148,16 @@ class StageProducer:
             raise self._classify(error) from None
 
     def _await(self, call: Any, *arguments: Any) -> None:
-        """Call in slices, each of which resumes the one before: so that signals are heard meanwhile."""
+        """Call in slices, so that signals are heard meanwhile.
+
+        Most calls resume where the slice before left off. Sending offsets begins anew, and takes up to four answers of
+        the brokers: in short slices alone it would never end where each answer takes a while. So slices grow.
+        """
         began_s = clock.monotonic_s()
+        slice_s = _SLICE_S
         while True:
             try:
-                call(*arguments, _SLICE_S)
+                call(*arguments, slice_s)
             except KafkaException as exception:
                 error: KafkaError = exception.args[0]
                 wait_s = STOP_WAIT_S if self._stop.is_set() else WAIT_S
@@ -159,6 +165,7 @@ class StageProducer:
                 # producer's transaction that is being ended.
                 if not error.retriable() or clock.monotonic_s() - began_s > wait_s:
                     raise self._classify(exception) from None
+                slice_s = min(2 * slice_s, _SLICE_S_MAX)
                 clock.sleep_s(_PAUSE_S)
             else:
                 return

@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from confluent_kafka import TopicPartition
+from confluent_kafka.admin import NewTopic
 
+from faults.cluster import Cluster
 from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Source
 from streams import clients, clock
@@ -216,6 +218,30 @@ def progress(offset: int) -> Progress:
 def save(producer: TransactionalProducer, topic: str, *offsets: int) -> None:
     """One committed transaction with checkpoints."""
     put(producer, topic, *(progress(offset).to_bytes() for offset in offsets), key=KEY)
+
+
+def test_a_slow_network_does_not_stop_transactions(settings, tmp_path, transactional_id):
+    """Answers that take 1.2 s each: offsets are committed with the records all the same, and soon."""
+    with Cluster.start(tmp_path / "brokers", brokers=1) as cluster:
+        settings = settings.model_copy(
+            update={"bootstrap_servers": cluster.bootstrap_servers, "transaction_timeout_ms": 60_000}
+        )
+        admin = clients.admin_client(settings)
+        for future in admin.create_topics([NewTopic("topic", 1, 1)]).values():
+            future.result(STALL_S)
+        producer = opened(settings, transactional_id)
+        consumer = clients.consumer(settings, "group")
+        consumer.subscribe(["topic"])
+        wait_until(consumer.assignment, "it has its partition", lambda: consumer.poll(0.1))
+        cluster.clients(1).delay(0.6)
+        producer.begin()
+        producer.produce("topic", b"value", partition=0)
+        producer.commit([TopicPartition("topic", 0, 7)], consumer)
+        cluster.clients(1).heal()
+        (committed,) = consumer.committed([TopicPartition("topic", 0)], STALL_S)
+        consumer.close()
+        assert committed.offset == 7
+        assert read(settings, "topic") == [(None, b"value")]
 
 
 def test_without_a_checkpoint_it_begins_at_the_start(settings, topic):
