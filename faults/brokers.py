@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from faults.fault import Fault, Strike, add, fault
+from faults.fault import THREE_BROKERS, Fault, Strike, add, fault
 from faults.frames import Api
 from faults.proxy import Link
 from faults.run import Run
@@ -65,10 +65,10 @@ def _bounce(find: Find, run: Run, *, hard: bool) -> None:
 
 for _name, _find in TARGETS.items():
     for _how, _hard in (("hard", True), ("clean", False)):
-        add(Fault(f"bounce-{_name}-{_how}", 6, partial(_bounce, _find, hard=_hard), brokers=3, rate=500))
+        add(Fault(f"bounce-{_name}-{_how}", 6, partial(_bounce, _find, hard=_hard), **THREE_BROKERS))
 
 
-@fault(6, brokers=3, rate=500)
+@fault(6, **THREE_BROKERS)
 def broker_down_70_s(run: Run) -> None:
     """One of three brokers is down for longer than any session or timeout; the others do the work meanwhile."""
     server = run.cluster.servers[_leader(run)]
@@ -80,7 +80,7 @@ def broker_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, brokers=3, rate=500)
+@fault(6, **THREE_BROKERS)
 def all_brokers_down_70_s(run: Run) -> None:
     """All brokers are killed; the roles wait, or end and are started again."""
     for server in run.cluster.servers.values():
@@ -91,7 +91,7 @@ def all_brokers_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, brokers=3, rate=500)
+@fault(6, **THREE_BROKERS)
 def broker_paused(run: Run) -> None:
     """A broker that says nothing and keeps its connections, as on a host that swaps."""
     server = run.cluster.servers[_leader(run)]
@@ -101,7 +101,7 @@ def broker_paused(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, brokers=3, rate=500)
+@fault(6, **THREE_BROKERS)
 def roles_started_without_brokers(run: Run) -> None:
     """Every role is killed while no broker is there: it is started again and again until one is."""
     for server in run.cluster.servers.values():
@@ -181,8 +181,8 @@ for _path, _links in PATHS.items():
         "latency": partial(_delay, _links),
     }
     for _shape, _strike in _shapes.items():
-        add(Fault(f"{_path}-{_shape}", 7, _strike, brokers=3, rate=500))
-add(Fault("brokers-cut-one-way", 7, partial(_partition, _to_leader), brokers=3, rate=500))
+        add(Fault(f"{_path}-{_shape}", 7, _strike, **THREE_BROKERS))
+add(Fault("brokers-cut-one-way", 7, partial(_partition, _to_leader), **THREE_BROKERS))
 
 
 def _hold(apis: tuple[Api, ...], seconds: float | None, run: Run) -> None:

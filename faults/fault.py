@@ -9,6 +9,13 @@ if TYPE_CHECKING:
 
 Strike = Callable[["Run"], None]
 
+THREE_BROKERS: Mapping[str, Any] = {
+    "brokers": 3,
+    "rate": 500,
+    "settings": {"commit_interval_ms": 300, "encode_wait_ms": 100},
+}
+"""What a `Fault` of three brokers takes, with which two cores are two thirds busy: each commit is written eight times."""
+
 
 @dataclass(frozen=True)
 class Fault:

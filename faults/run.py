@@ -34,7 +34,7 @@ WAIT_S = 180.0
 """For anything that is to happen; a fault that takes longer is told as a failure."""
 STRUCK_AT = 0.1
 """Of the posts: so many have come out before the fault strikes."""
-BACKLOG_S = 1.0
+BACKLOG_S = 2.0
 """Before a fault strikes, at most so much of the load is under way: a backlog would hide that nothing is done."""
 REST_RATE = 20_000
 """Posts a second once the fault is over: what is left of the load."""

@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from faults.fault import Fault
+from faults.fault import THREE_BROKERS, Fault
 from faults.report import line, write
 from faults.run import WAIT_S, Run, run_fault
 from streams import clock
 from streams.up import ROLES
 
-BROKERS = 3
 RATE = 250
 """Posts a second: some 900,000 an hour."""
 AT_ONCE = 2
@@ -108,7 +107,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, help="a file whose table of figures is brought up to date")
     arguments = parser.parse_args()
-    soak = Fault("soak", 17, partial(_strike, arguments.minutes), brokers=BROKERS, rate=RATE)
+    soak = Fault("soak", 17, partial(_strike, arguments.minutes), **{**THREE_BROKERS, "rate": RATE})
     verdict = run_fault(soak, arguments.seed, posts=100_000)
     print(line(verdict))
     if arguments.report:
