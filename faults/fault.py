@@ -14,7 +14,7 @@ THREE_BROKERS: Mapping[str, Any] = {
     "rate": 500,
     "settings": {"commit_interval_ms": 300, "encode_wait_ms": 100},
 }
-"""What a `Fault` of three brokers takes, with which two cores are two thirds busy: each commit is written eight times."""
+"""What a `Fault` of three brokers takes, with which two cores are two thirds busy: commits are what costs."""
 
 
 @dataclass(frozen=True)

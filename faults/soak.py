@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -107,8 +108,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, help="a file whose table of figures is brought up to date")
     arguments = parser.parse_args()
-    soak = Fault("soak", 17, partial(_strike, arguments.minutes), **{**THREE_BROKERS, "rate": RATE})
-    verdict = run_fault(soak, arguments.seed, posts=100_000)
+    soak = Fault("soak", 17, partial(_strike, arguments.minutes), **THREE_BROKERS)
+    verdict = run_fault(replace(soak, rate=RATE), arguments.seed, posts=100_000)
     print(line(verdict))
     if arguments.report:
         write(arguments.report, [verdict])

@@ -19,6 +19,7 @@ _connections = logging.getLogger("manyray.connections")
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 """Of one record before compression: only a rejected post comes near."""
 
+IDLE_MS = 5_000
 WATERMARKS_TIMEOUT_S = 30.0
 _AWAIT_PAUSE_S = 0.5
 
@@ -179,6 +180,9 @@ def producer(
         properties["transactional.id"] = transactional_id
         properties["transaction.timeout.ms"] = settings.transaction_timeout_ms
         properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
+        # Sending offsets to a coordinator that is gone waits for any connection to change, whatever its time-out, so let
+        # one that has nothing to do be closed (librdkafka #5456, #5511).
+        properties.setdefault("connections.max.idle.ms", IDLE_MS)
     if on_failed is not None:
         properties["on_delivery"] = on_failed  # of failures only, as set above
     return _made(Producer, properties)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from faults.cluster import Cluster, partition_of
 from faults.frames import Api
 from schemas.errors import Fatal
-from streams import clock
+from streams import clients, clock
+from streams.metrics import Metrics
+from streams.settings import load_settings
+from streams.transactions import TransactionalProducer
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
@@ -244,3 +248,32 @@ def test_an_unsupported_number_of_servers_is_refused(tmp_path: Path):
     """There is one, or there are three."""
     with pytest.raises(Fatal, match="brokers=2"):
         Cluster.start(tmp_path, brokers=2)
+
+
+def test_offsets_are_committed_when_their_coordinator_is_gone(cluster, tmp_path):
+    """A producer that knows the coordinator of a group, which has ended, finds the next one within a transaction."""
+    settings = load_settings(bootstrap_servers=cluster.direct_servers, data_dir=tmp_path)
+    topic, group = make_topic(cluster, 1, 2, 3), f"group{clock.random_id()}"
+    consumer = clients.consumer(settings, group)
+    consumer.subscribe([topic])
+    wait_until(consumer.assignment, "it has its partition", lambda: consumer.poll(0.1))
+    producer = TransactionalProducer(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
+    producer.open()
+
+    def commit(offset: int) -> None:
+        producer.begin()
+        producer.produce(topic, b"value", partition=0)
+        producer.commit([TopicPartition(topic, 0, offset)], consumer)
+
+    commit(1)
+    gone = cluster.servers[cluster.coordinator_of_group(group)]
+    gone.stop()
+    admin = producer._producer
+    wait_until(
+        lambda: gone.node.id not in admin.list_topics(timeout=WAIT_S).brokers, "the producer knows that it ended"
+    )
+    commit(2)
+    (committed,) = consumer.committed([TopicPartition(topic, 0)], WAIT_S)
+    assert committed.offset == 2
+    consumer.close()
+    gone.start()
