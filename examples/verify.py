@@ -14,7 +14,11 @@ from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.public_pb2 import COMPUTED, Embedding  # made from schemas/public.proto; any language's protoc makes yours
+from schemas.public_pb2 import (
+    COMPUTED,
+    Embedding,
+    Post,
+)  # made from schemas/public.proto; any language's protoc makes yours
 
 Place = tuple[str, int, int]
 """Topic, partition and offset of a post: what embeddings and rejected records name their post by."""
@@ -55,25 +59,34 @@ def place_of(message: Message) -> Place:
     return message.topic() or "", message.partition() or 0, message.offset() or 0
 
 
+def names(value: bytes, post_id: str) -> bool:
+    """Whether a post, JSON or Protobuf, has this id."""
+    try:
+        is_json = value.lstrip().startswith(b"{")
+        return (json.loads(value)["id"] if is_json else Post.FromString(value).id) == post_id
+    except Exception:  # a record that is no post has no id
+        return False
+
+
 def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> dict[str, int]:
-    """Count; all but the first five have to be 0 (recomputed may be more: it costs compute, and is no fault)."""
+    """Count; lost, doubled and strange have to be 0, and never_computed too, if the topic still has every embedding."""
     sent: dict[Place, bytes] = {}
     for topic in posts:
         for message in records(servers, topic):
             sent[place_of(message)] = message.value() or b""
     counts: Counter[Place] = Counter()
     fingerprints: set[bytes] = set()
+    computed_once: set[bytes] = set()
     computed = strange = 0
     for message in records(servers, embeddings):
         embedding = Embedding.FromString(message.value() or b"")
         place = (embedding.source_topic, embedding.source_partition, embedding.source_offset)
         value = sent.get(place, b"")
-        # The id stands in the post, JSON or Protobuf, in this very spelling unless JSON escapes a character of it.
-        own_id = embedding.post_id.encode()
-        named = own_id in value or json.loads(value or b"{}").get("id") == embedding.post_id
-        strange += message.key() != own_id or not named
-        computed += embedding.origin == COMPUTED
+        strange += message.key() != embedding.post_id.encode() or not names(value, embedding.post_id)
         fingerprints.add(embedding.fingerprint)
+        if embedding.origin == COMPUTED:
+            computed += 1
+            computed_once.add(embedding.fingerprint)
         counts[place] += 1
     embedded = len(counts)
     turned_down = 0
@@ -90,10 +103,11 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> di
         "embedded": embedded,
         "rejected": turned_down,
         "computed": computed,
-        "recomputed": computed - len(fingerprints),
+        "recomputed": computed - len(computed_once),
         "lost": len(sent.keys() - counts.keys()),
         "doubled": sum(count > 1 for count in counts.values()),
         "strange": strange + len(counts.keys() - sent.keys()),
+        "never_computed": len(fingerprints - computed_once),
     }
 
 

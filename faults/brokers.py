@@ -6,20 +6,23 @@ from functools import partial
 from faults.fault import THREE_BROKERS, Fault, Strike, add, fault
 from faults.frames import Api
 from faults.proxy import Link
-from faults.run import Run
+from faults.run import FaultError, Run
 from streams import clock
+from streams.transactions import WAIT_S
+from streams.up import ROLES
 
 BOUNCES = 5
 DOWN_S = 3.0
 LONG_DOWN_S = 70.0
 PARTITION_S = 20.0
-"""Longer than the sessions of brokers (5 s) and of group members (10 s)."""
+"""Longer than the sessions of brokers (5 s) and of group members (6 s)."""
 FLAP_S = 2.0
 FLAPS = 8
 LATENCY_S = 0.5
 LATENCY_LASTS_S = 30.0
 HOLD_S = 15.0
 """Longer than transaction_timeout_ms."""
+GIVEN_UP_S = WAIT_S + 5
 WHOLE_S = 120.0
 
 Find = Callable[[Run], int]
@@ -118,20 +121,21 @@ def _clients_of_leader(run: Run) -> list[Link]:
     return [run.cluster.clients(_leader(run))]
 
 
-def _other_brokers(run: Run) -> list[Link]:
-    """What the leader and the other brokers say to each other."""
-    leader, cluster = _leader(run), run.cluster
-    others = [other for other in cluster.servers if other != leader]
-    return [link for other in others for link in (*cluster.between(leader, other), *cluster.between(other, leader))]
+def _around(find: Find, run: Run) -> tuple[list[Link], list[Link]]:
+    """The links by which a broker asks the others, and those by which they ask it."""
+    one, cluster = find(run), run.cluster
+    others = [other for other in cluster.servers if other != one]
+    asks = [link for other in others for link in cluster.between(one, other)]
+    asked = [link for other in others for link in cluster.between(other, one)]
+    return asks, asked
 
 
-def _to_leader(run: Run) -> list[Link]:
-    """What the other brokers ask the leader for."""
-    leader, cluster = _leader(run), run.cluster
-    return [link for other in cluster.servers if other != leader for link in cluster.between(other, leader)]
+def _around_leader(run: Run) -> list[Link]:
+    asks, asked = _around(_leader, run)
+    return asks + asked
 
 
-PATHS: dict[str, Callable[[Run], list[Link]]] = {"clients": _clients_of_leader, "brokers": _other_brokers}
+PATHS: dict[str, Callable[[Run], list[Link]]] = {"clients": _clients_of_leader, "brokers": _around_leader}
 
 
 def _partition(links: Callable[[Run], list[Link]], run: Run, **directions: bool) -> None:
@@ -140,6 +144,17 @@ def _partition(links: Callable[[Run], list[Link]], run: Run, **directions: bool)
         link.cut(**directions)
     run.rest(PARTITION_S)
     _heal(run, cut)
+
+
+def _one_way(find: Find, run: Run, *, out: bool) -> None:
+    """No byte from a broker reaches the others, while theirs reach it; or the other way round."""
+    asks, asked = _around(find, run)
+    for link in asks:
+        link.cut(to_target=out, to_client=not out)
+    for link in asked:
+        link.cut(to_target=not out, to_client=out)
+    run.rest(PARTITION_S)
+    _heal(run, asks + asked)
 
 
 def _flap(links: Callable[[Run], list[Link]], run: Run) -> None:
@@ -175,32 +190,42 @@ def _heal(run: Run, links: list[Link]) -> None:
 for _path, _links in PATHS.items():
     _shapes: dict[str, Strike] = {
         "cut": partial(_partition, _links),
-        "cut-requests": partial(_partition, _links, to_client=False),
-        "cut-replies": partial(_partition, _links, to_target=False),
         "flap": partial(_flap, _links),
         "latency": partial(_delay, _links),
     }
     for _shape, _strike in _shapes.items():
         add(Fault(f"{_path}-{_shape}", 7, _strike, **THREE_BROKERS))
-add(Fault("brokers-cut-one-way", 7, partial(_partition, _to_leader), **THREE_BROKERS))
+for _what, _direction in (("requests", {"to_client": False}), ("replies", {"to_target": False})):
+    _strike = partial(_partition, _clients_of_leader, **_direction)
+    add(Fault(f"clients-cut-{_what}", 7, _strike, **THREE_BROKERS))
+for _name in ("leader", "controller"):
+    for _way, _out in (("out", True), ("in", False)):
+        add(Fault(f"{_name}-cut-{_way}", 7, partial(_one_way, TARGETS[_name], out=_out), **THREE_BROKERS))
 
 
-def _hold(apis: tuple[Api, ...], seconds: float | None, run: Run) -> None:
+def _failures(run: Run) -> float:
+    return sum(sum(run.samples(role, "manyray_transaction_failures_total")) for role in ROLES)
+
+
+def _hold(apis: tuple[Api, ...], seconds: float | None, lasts_s: float, run: Run) -> None:
     """Hold replies of transactional calls back until some were, then be a good network again."""
-    links = [run.cluster.clients(server) for server in run.cluster.servers]
-    before = sum(link.held for link in links)
-    for link in links:
-        link.hold_replies(apis, seconds)
-    run.wait_until(lambda: sum(link.held for link in links) > before, "a reply is held back")
-    run.rest(HOLD_S + 5)
-    for link in links:
-        link.heal()
+    link = run.cluster.clients(1)
+    before, failures = link.held, _failures(run)
+    link.hold_replies(apis, seconds)
+    run.wait_until(lambda: link.held > before, "a reply is held back")
+    run.rest(lasts_s)
+    link.heal()
+    run.note(f"{_failures(run) - failures:.0f} transactions failed")
+    if seconds is None and _failures(run) == failures:
+        raise FaultError("no transaction failed")
 
 
-for _api in (Api.END_TXN, Api.ADD_PARTITIONS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.PRODUCE):
+for _api in (Api.END_TXN, Api.ADD_PARTITIONS_TO_TXN, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.PRODUCE):
     _call = _api.name.lower().replace("_", "-")
-    add(Fault(f"delayed-{_call}", 5, partial(_hold, (_api,), HOLD_S), rate=500))
-    add(Fault(f"dropped-{_call}", 5, partial(_hold, (_api,), None), rate=500))
+    add(Fault(f"delayed-{_call}", 5, partial(_hold, (_api,), HOLD_S, HOLD_S + 5), rate=500))
+    # Longer than a call is waited for: so producers are built anew, which then learn what became of the transaction.
+    patient = {"stall_timeout_s": 3 * GIVEN_UP_S}
+    add(Fault(f"dropped-{_call}", 5, partial(_hold, (_api,), None, GIVEN_UP_S), rate=500, settings=patient))
 
 
 @fault(5, rate=500)

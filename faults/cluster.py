@@ -89,6 +89,7 @@ class Member:
         self._heap_mib = heap_mib
         self._java_options = java_options
         self._server: Server | None = None
+        self._logs: list[str] = []
 
     @property
     def alive(self) -> bool:
@@ -104,6 +105,7 @@ class Member:
     def launch(self) -> None:
         """Start its process, and do not wait: for those that cannot be ready before others are."""
         if not self.alive:
+            self._keep_logs()
             self._server = start_server(
                 self._folder, self.node, self._class_path, heap_mib=self._heap_mib, java_options=self._java_options
             )
@@ -132,6 +134,28 @@ class Member:
         self._server.process.send(signal.SIGTERM)
         if not self._server.process.wait(STOP_S_MAX):
             raise Fatal(f"broker {self.node.id} has not stopped after {STOP_S_MAX:.0f} s: see {self._folder}")
+
+    def terminate(self) -> None:
+        """Tell it to stop, and do not wait: cut off from the others it may never do so."""
+        assert self._server
+        self._server.process.send(signal.SIGTERM)
+
+    def gone(self, wait_s: float) -> None:
+        """Wait until it has ended, and kill it if it has not after `wait_s`."""
+        if self._server and not self._server.process.wait(wait_s):
+            self.kill()
+
+    def logs(self) -> str:
+        """All that it logged and printed, over all its starts."""
+        self._keep_logs()
+        return "\n".join(self._logs)
+
+    def _keep_logs(self) -> None:
+        for name in ("broker.log", "console.log"):
+            path = self._folder / name
+            if path.exists():
+                self._logs.append(path.read_text(errors="replace"))
+                path.unlink()
 
     def pause(self) -> None:
         """Stop its time (SIGSTOP): its connections stay open, and nobody answers."""
@@ -251,6 +275,20 @@ class Cluster:
     def direct_servers(self) -> str:
         """Where clients are that feel no fault of a link."""
         return ",".join(member.node.address for member in self.servers.values())
+
+    def mend(self) -> None:
+        """Make everything whole that a fault may have broken.
+
+        Raises `Fatal` if it does not get whole.
+        """
+        for link in (*self._clients.values(), *(link for links in self._between.values() for link in links)):
+            link.heal()
+        for member in self.servers.values():
+            if member.alive:
+                member.resume()
+            else:
+                member.launch()
+        self.wait_until_whole(START_S_MAX)
 
     def clients(self, server: int) -> Link:
         """The link of a server's clients."""

@@ -65,7 +65,8 @@ class Guard:
 
     def revoke(self, kind: str) -> None:
         """Take back what `grant` gave."""
-        _await(self._admin.delete_acls([AclBindingFilter(*_everything(kind))]))
+        for future in self._admin.delete_acls([AclBindingFilter(*_everything(kind))]).values():
+            assert future.result(_WAIT_S), f"no right to {kind} to take back"
 
 
 def _everything(kind: str) -> tuple[Any, ...]:

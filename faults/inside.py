@@ -1,7 +1,9 @@
-"""What must agree inside the pipeline once it has ended: chunk numbers, checkpoints, vectors and tables."""
+"""What must agree inside the pipeline once it has ended: chunk numbers, checkpoints, vectors, tables and embeddings."""
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +11,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from encoders.load import load_encoder
 from faults.load import Load
-from schemas.content import fingerprinter, normalise
-from schemas.errors import Fatal
+from schemas.content import fingerprinter, normalise, partition_of
+from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Chunk
-from schemas.public_pb2 import Embedding
-from streams import clients
+from schemas.public_pb2 import COMPUTED, Embedding
+from streams import clients, clock
 from streams.checkpoint import Progress, read_progress
 from streams.refill import vectors_by_fingerprint
 from streams.rocks_table import RocksTable
@@ -21,35 +23,82 @@ from streams.settings import Settings
 from streams.topics import Topics
 
 TOLERANCE = 1e-6
+ENDED_S_MAX = 60.0
+"""For what dead processes left open to be ended: far more than transaction_timeout_ms."""
 _AT_ONCE = 1_000
 _PATIENCE_S = 0.05
 """For a batch that is not full, as the last one of each partition is."""
 Vector = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a run without a fault gives: vectors by fingerprint, and fingerprints by the number of their text."""
+
+    vectors: dict[bytes, Vector]
+    fingerprints: list[bytes]
+    load: Load
+
+    @classmethod
+    def of(cls, settings: Settings, topics: Topics, load: Load) -> "Expected":
+        """Computed here, in batches."""
+        encoder = load_encoder(settings.model)
+        fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
+        vectors: dict[bytes, Vector] = {}
+        fingerprints: list[bytes] = []
+        for start in range(0, load.texts, _AT_ONCE):
+            texts = [normalise(load.text(number)) for number in range(start, min(start + _AT_ONCE, load.texts))]
+            rows = encoder.encode(encoder.tokenise(texts), encoder.batch_tokens).vectors
+            fingerprints += (batch := [fingerprint(text.encode()) for text in texts])
+            vectors.update(zip(batch, rows, strict=True))
+        return cls(vectors, fingerprints, load)
+
+    def is_of(self, post_id: str, fingerprint: bytes) -> bool:
+        """Whether the post has this content."""
+        number = self.load.number_of(post_id)
+        return number is not None and self.fingerprints[number] == fingerprint
+
+    def is_vector(self, vector: bytes, fingerprint: bytes) -> bool:
+        """Whether the content has this vector."""
+        expected, found = self.vectors.get(fingerprint), np.frombuffer(vector, "<f4")
+        if expected is None or found.shape != expected.shape:
+            return False
+        return bool(np.abs(found - expected).max() <= TOLERANCE)
+
+
+def await_ends(settings: Settings, topics: Topics) -> None:
+    """Wait until no transaction is open: behind one, a reader of committed records sees nothing.
+
+    Raises:
+        Fatal: one stays open.
+    """
+    deadline_s = clock.monotonic_s() + ENDED_S_MAX
+    names = (topics.lookups, topics.misses, topics.embeddings, topics.vectors, topics.checkpoints, topics.rejected)
+    with closing(clients.reader(settings)) as stable, closing(clients.reader(settings, committed=False)) as all_there:
+        for topic in names:
+            for partition in stable.list_topics(topic, 30).topics[topic].partitions:
+                while clients.watermarks(stable, topic, partition) != clients.watermarks(all_there, topic, partition):
+                    if clock.monotonic_s() > deadline_s:
+                        raise Fatal(f"a transaction on {topic}/{partition} is still open")
+                    clock.sleep_s(0.2)
+
+
 def find_problems(settings: Settings, topics: Topics, load: Load, *, tables: bool) -> list[str]:
     """Everything that does not agree, a line each; `tables` says whether those on disk are looked at too."""
-    expected = _vectors_of(settings, topics, load)
-    problems: list[str] = []
+    expected = Expected.of(settings, topics, load)
+    problems, computed = _embeddings(settings, topics, expected)
     for partition in range(settings.partitions):
         problems += _lookups(settings, topics, partition)
-        problems += _vectors(settings, topics, partition, expected)
+        found, known = _vectors(settings, topics, partition, expected)
+        problems += found
+        missing = {
+            fingerprint for fingerprint in computed if partition_of(fingerprint, settings.partitions) == partition
+        }
+        if not _is_trimmed(settings, topics.vectors, partition) and missing - known:
+            problems.append(f"{len(missing - known)} vectors are not in {topics.vectors}/{partition}")
         if tables:
             problems += _table(settings, topics, partition)
-    problems += _embeddings(settings, topics, expected)
     return problems
-
-
-def _vectors_of(settings: Settings, topics: Topics, load: Load) -> dict[bytes, Vector]:
-    """The vector of every content of the load, as a run without a fault computes it."""
-    encoder = load_encoder(settings.model)
-    fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
-    vectors: dict[bytes, Vector] = {}
-    for start in range(0, load.texts, _AT_ONCE):
-        texts = [normalise(load.text(number)) for number in range(start, min(start + _AT_ONCE, load.texts))]
-        rows = encoder.encode(encoder.tokenise(texts), encoder.batch_tokens).vectors
-        vectors.update(zip([fingerprint(text.encode()) for text in texts], rows, strict=True))
-    return vectors
 
 
 def _records(settings: Settings, topic: str, partition: int) -> Iterator[Message]:
@@ -67,55 +116,96 @@ def _records(settings: Settings, topic: str, partition: int) -> Iterator[Message
                     raise KafkaException(error)
 
 
+def _is_trimmed(settings: Settings, topic: str, partition: int) -> bool:
+    with closing(clients.reader(settings)) as reader:
+        return clients.watermarks(reader, topic, partition)[0] > 0
+
+
 def _lookups(settings: Settings, topics: Topics, partition: int) -> list[str]:
     """The numbers of the chunks have no gap, and the checkpoint is at their end."""
     progress = Progress()
+    epochs: set[tuple[str, int, int]] = set()
+    repeats = settings.delivery == "at_least_once"
     try:
         for message in _records(settings, topics.lookups, partition):
-            progress = progress.after(Chunk.FromString(message.value() or b""), message.offset() or 0)
+            chunk = Chunk.FromString(message.value() or b"")
+            epochs.update((source.topic, source.partition, source.epoch_ms) for source in chunk.sources)
+            progress = progress.after(chunk, message.offset() or 0, repeats=repeats)
     except Fatal as error:
         return [str(error)]
+    problems: list[str] = []
+    if len(epochs) > len(progress.sources):
+        problems.append(f"chunks of {topics.lookups}/{partition} were numbered anew")
     checkpoint = read_progress(settings, topics.checkpoints, partition)
-    if checkpoint == progress:
-        return []
-    at, end = checkpoint.lookups_offset, progress.lookups_offset
-    return [f"the checkpoint of partition {partition} is at {at}, and its chunks end at {end}, or with other numbers"]
+    if checkpoint != progress:
+        at, end = checkpoint.lookups_offset, progress.lookups_offset
+        problems.append(
+            f"the checkpoint of partition {partition} is at {at}, and its chunks end at {end}, or with other numbers"
+        )
+    return problems
 
 
-def _vectors(settings: Settings, topics: Topics, partition: int, expected: dict[bytes, Vector]) -> list[str]:
-    wrong = 0
+def _vectors(settings: Settings, topics: Topics, partition: int, expected: Expected) -> tuple[list[str], set[bytes]]:
+    """Vectors are those of their content, and where they belong; also the fingerprints."""
+    wrong = astray = 0
+    known: set[bytes] = set()
     for message in _records(settings, topics.vectors, partition):
         for fingerprint, vector in vectors_by_fingerprint(message.value(), topics.version).items():
-            wrong += not _equal(vector, expected.get(fingerprint))
-    return [f"{wrong} vectors of {topics.vectors}/{partition} are not those of a run without faults"] if wrong else []
+            known.add(fingerprint)
+            wrong += not expected.is_vector(vector, fingerprint)
+            astray += partition_of(fingerprint, settings.partitions) != partition
+    problems: list[str] = []
+    if wrong:
+        problems.append(f"{wrong} vectors of {topics.vectors}/{partition} are not those of a run without faults")
+    if astray:
+        problems.append(f"{astray} vectors of {topics.vectors}/{partition} belong into another partition")
+    return problems, known
 
 
 def _table(settings: Settings, topics: Topics, partition: int) -> list[str]:
-    """The table holds every vector before its offset, and no other vector for its fingerprint."""
-    folder = settings.data_dir / "tables" / f"{topics.ray}-{topics.version}" / str(partition)
-    if not folder.exists():
-        return [f"partition {partition} has no table"]
-    wrong = 0
-    with closing(RocksTable(folder, settings.table_disk_mib * 2**20 // settings.partitions)) as table:
-        for message in _records(settings, topics.vectors, partition):
-            if (message.offset() or 0) < table.offset:
-                vectors = vectors_by_fingerprint(message.value(), topics.version)
-                found = table.get_many(list(vectors))
-                wrong += sum(one != other for one, other in zip(found, vectors.values(), strict=True))
-    return [f"{wrong} vectors of table {partition} are not those of its changelog"] if wrong else []
+    """What a table gives is what `vectors` has, and it lacks nothing before its offset, unless it was ever full."""
+    tables = settings.data_dir / "tables" / f"{topics.ray}-{topics.version}"
+    folders = [folder for folder in (tables / str(partition), tables / f"{partition}.spare") if folder.exists()]
+    return [problem for folder in folders for problem in _compare(settings, topics, partition, folder)] or (
+        [] if folders else [f"partition {partition} has no table"]
+    )
 
 
-def _embeddings(settings: Settings, topics: Topics, expected: dict[bytes, Vector]) -> list[str]:
-    wrong = 0
+def _compare(settings: Settings, topics: Topics, partition: int, folder: Path) -> list[str]:
+    size = settings.table_disk_mib * 2**20 // settings.partitions
+    damaged: list[str] = []
+    wrong = missing = 0
+    try:
+        with closing(RocksTable(folder, size, on_corrupt=lambda: damaged.append("damaged"))) as table:
+            was_full = table.size_bytes() >= size // 2
+            for message in _records(settings, topics.vectors, partition):
+                if (message.offset() or 0) < table.offset:
+                    vectors = vectors_by_fingerprint(message.value(), topics.version)
+                    for found, expected in zip(table.get_many(list(vectors)), vectors.values(), strict=True):
+                        missing += found is None and not was_full
+                        wrong += found is not None and found != expected
+    except Retry as error:
+        damaged.append(str(error))
+    problems = [f"table {folder.name}: {reason}" for reason in damaged[:1]]
+    if wrong or missing:
+        problems.append(f"table {folder.name}: {wrong} vectors are not those of its changelog, {missing} are missing")
+    return problems
+
+
+def _embeddings(settings: Settings, topics: Topics, expected: Expected) -> tuple[list[str], set[bytes]]:
+    """Each embedding is of its post's content, and has that content's vector; also what was computed."""
+    wrong = swapped = 0
+    computed: set[bytes] = set()
     for partition in range(settings.partitions):
         for message in _records(settings, topics.embeddings, partition):
             embedding = Embedding.FromString(message.value() or b"")
-            wrong += not _equal(embedding.vector, expected.get(embedding.fingerprint))
-    return [f"{wrong} embeddings are not those of a run without faults"] if wrong else []
-
-
-def _equal(vector: bytes, expected: Vector | None) -> bool:
-    if expected is None:
-        return False
-    found = np.frombuffer(vector, "<f4")
-    return found.shape == expected.shape and bool(np.abs(found - expected).max() <= TOLERANCE)
+            wrong += not expected.is_vector(embedding.vector, embedding.fingerprint)
+            swapped += not expected.is_of(embedding.post_id, embedding.fingerprint)
+            if embedding.origin == COMPUTED:
+                computed.add(embedding.fingerprint)
+    problems: list[str] = []
+    if wrong:
+        problems.append(f"{wrong} embeddings are not those of a run without faults")
+    if swapped:
+        problems.append(f"{swapped} embeddings are of another content than their post's")
+    return problems, computed

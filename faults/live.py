@@ -1,6 +1,7 @@
 """The subscriber that runs through a fault: what it sees, how often, and for how long nothing came."""
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,9 @@ from schemas.content import partition_of
 from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clock
 
-Flow = tuple[int, int]
-"""A partition of the table, and an origin: computed or cached. Each takes its own way through the pipeline."""
+Flow = tuple[str, int]
+"""Where posts come from and go through: a partition of `posts`; of the table, once for what it holds, once for what is
+computed. Each can stand still while the others go on."""
 
 
 class Live:
@@ -26,6 +28,8 @@ class Live:
         self.rejected = 0
         self.doubled = 0
         self._posts, self._embeddings, self._rejected, self._partitions = posts, embeddings, rejected, partitions
+        self.reasons: Counter[str] = Counter()
+        """Rejected posts by reason, each once."""
         self._counts: dict[int, npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
         self._last_s: dict[Flow, float] = {}
@@ -46,6 +50,8 @@ class Live:
             }
         )
         topics = self._consumer.list_topics(timeout=30).topics
+        self._flows: list[Flow] = [("posts", at) for at in topics[posts].partitions]
+        self._flows += [(origin, at) for at in range(partitions) for origin in ("cached", "computed")]
         places = [TopicPartition(name, at, 0) for name in (embeddings, rejected) for at in topics[name].partitions]
         self._consumer.assign(places)
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
@@ -60,10 +66,9 @@ class Live:
         """From now on, note how long each flow is silent."""
         with self._lock:
             now_s = clock.monotonic_s()
-            flows = [(at, origin) for at in range(self._partitions) for origin in (0, 1)]
-            self._last_s = dict.fromkeys(flows, now_s)
-            self._newest_ms = dict.fromkeys(flows, 0)
-            self._longest_s = dict.fromkeys(flows, 0.0)
+            self._last_s = dict.fromkeys(self._flows, now_s)
+            self._newest_ms = dict.fromkeys(self._flows, 0)
+            self._longest_s = dict.fromkeys(self._flows, 0.0)
 
     def newest_ms(self) -> int:
         """The time until which every flow has brought posts, by the clock of those who published them."""
@@ -104,14 +109,18 @@ class Live:
             if message.topic() == self._embeddings:
                 embedding = Embedding.FromString(message.value() or b"")
                 place = (embedding.source_partition, embedding.source_offset)
-                flow = (partition_of(embedding.fingerprint, self._partitions), int(embedding.origin == COMPUTED))
-                newest_ms[flow] = max(newest_ms.get(flow, 0), embedding.posted_ms)
+                origin = "computed" if embedding.origin == COMPUTED else "cached"
+                through = (origin, partition_of(embedding.fingerprint, self._partitions))
+                for flow in (("posts", embedding.source_partition), through):
+                    newest_ms[flow] = max(newest_ms.get(flow, 0), embedding.posted_ms)
                 self.embedded += self._count(*place)
             else:
                 headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
                 if headers["manyray-topic"].decode() == self._posts:
                     place = (int(headers["manyray-partition"]), int(headers["manyray-offset"]))
-                    self.rejected += self._count(*place)
+                    if self._count(*place):
+                        self.rejected += 1
+                        self.reasons[headers["manyray-reason"].decode()] += 1
         with self._lock:
             now_s = clock.monotonic_s()
             for flow in newest_ms.keys() & self._last_s.keys():

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,14 @@ class Load:
         self.good = 0
         self.bad = 0
         self.poison: deque[bytes] = deque()
+        self._numbers = array("I")
+
+    def number_of(self, post_id: str) -> int | None:
+        """Which text a good post has; None for what is no id of one."""
+        begin, _, count = post_id.partition("-")
+        if begin != f"p{self._seed}" or not count.isdecimal() or not 0 < int(count) <= len(self._numbers):
+            return None
+        return self._numbers[int(count) - 1]
 
     def text(self, number: int) -> str:
         """The text that is new as the `number`-th."""
@@ -65,6 +74,7 @@ class Load:
                 else:
                     number = age % self.texts
                 self.good += 1
+                self._numbers.append(number)
                 yield json.dumps({"id": f"p{self._seed}-{self.good}", "text": self.text(number)}).encode()
 
 

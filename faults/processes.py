@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 from faults.fault import Fault, Strike, add
+from faults.frames import Api
 from faults.run import Run
 
 STEPS = {
@@ -18,6 +19,10 @@ COMMIT_S = 0.03
 
 FLUSHED_S = 0.5
 """A producer sends what it was given within linger.ms, 5."""
+DECIDED_S = 1.0
+"""Every role has then asked for a commit, and the coordinator has written it."""
+BEHIND_S = 2.0
+"""Shorter than the sessions of members, 6 s."""
 
 
 def _kill_at(role: str, step: str) -> Strike:
@@ -35,6 +40,21 @@ def _kill_when_flushed(role: str) -> Strike:
         run.strike_at(f"{role}.sent", "hang")
         run.rest(FLUSHED_S)
         run.kill(role)
+
+    return strike
+
+
+def _kill_when_decided(role: str) -> Strike:
+    """Kill a process whose transaction is committed, and which was not told so."""
+
+    def strike(run: Run) -> None:
+        link = run.cluster.clients(1)
+        before = link.held
+        link.hold_replies([Api.END_TXN])
+        run.wait_until(lambda: link.held > before, "a reply is held back")
+        run.rest(DECIDED_S)
+        run.kill(role)
+        link.heal()
 
     return strike
 
@@ -64,9 +84,15 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _fail_at(point: str, action: str) -> Strike:
+def _fail_at(role: str, step: str, action: str) -> Strike:
+    """Fail at the head, while more waits behind it."""
+
     def strike(run: Run) -> None:
-        run.strike_at(point, action)
+        run.kill(role, signal.SIGSTOP)
+        run.rest(BEHIND_S)
+        run.arm(f"{role}.{step}", action)
+        run.kill(role, signal.SIGCONT)
+        run.wait_until(lambda: not (run.points / f"{role}.{step}").exists(), f"{role}.{step} is reached")
 
     return strike
 
@@ -74,6 +100,7 @@ def _fail_at(point: str, action: str) -> Strike:
 for _role, _steps in STEPS.items():
     for _step in _steps:
         add(Fault(f"kill-{_role}-{_step}", ROWS[_role], _kill_at(_role, _step)))
+    add(Fault(f"kill-{_role}-decided", ROWS[_role], _kill_when_decided(_role)))
     add(Fault(f"kill-{_role}-flushed", ROWS[_role], _kill_when_flushed(_role)))
     add(
         Fault(
@@ -87,6 +114,6 @@ for _role, _steps in STEPS.items():
     add(Fault(f"kill-{_role}-with-standby", ROWS[_role], _kill_at(_role, "sent"), roles={_role: 2}))
     for _step in ("began", "sent"):
         add(Fault(f"zombie-{_role}-{_step}", 4, _freeze_at(_role, _step), roles={_role: 2}))
-    add(Fault(f"retry-{_role}-before-commit", 14, _fail_at(f"{_role}.sent", "raise")))
-    add(Fault(f"retry-{_role}-after-commit", 14, _fail_at(f"{_role}.committed", "raise")))
-    add(Fault(f"crash-{_role}-after-commit", 14, _fail_at(f"{_role}.committed", "crash")))
+    add(Fault(f"retry-{_role}-before-commit", 14, _fail_at(_role, "sent", "raise")))
+    add(Fault(f"retry-{_role}-after-commit", 14, _fail_at(_role, "committed", "raise")))
+    add(Fault(f"crash-{_role}-after-commit", 14, _fail_at(_role, "committed", "crash")))

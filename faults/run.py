@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from faults.cluster import Cluster
 from faults.fault import Fault
-from faults.inside import find_problems
+from faults.inside import await_ends, find_problems
 from faults.live import Live
 from faults.load import Load, Publisher
 from faults.surroundings import clocks, environment, logged_to, mount, set_clock, unmount
@@ -103,9 +104,14 @@ class Run:
 
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal every process of a role, as an operator or the kernel does."""
+        reached = 0
         for name, pid in self.pipeline.pids.items():
-            if name.partition("-")[0] == role:
-                os.kill(pid, number)
+            if name.partition("-")[0] == role and pid:
+                with contextlib.suppress(ProcessLookupError):  # it ended, and is about to be started again
+                    os.kill(pid, number)
+                    reached += 1
+        if not reached:
+            raise FaultError(f"there is no process of {role} to be signalled")
 
     def samples(self, role: str, name: str) -> list[float]:
         """The values of a metric, of all labels, of the processes of a role that answer."""
@@ -180,9 +186,16 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
             held.enter_context(clocks(points, "roles"))
         silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts, wait_s=wait_s)
         topics = Topics.of(settings, version_of(settings))
-        counts = verify(cluster.direct_servers, topics)
-        problems += judge(fault, counts, load)
-        problems += find_problems(direct, topics, load, tables=fault.tables)
+        counts: Counter[str] = Counter()
+        try:
+            await_ends(direct, topics)
+            counts.update(verify(cluster.direct_servers, topics))
+            problems += judge(fault, counts, load)
+            problems += find_problems(direct, topics, load, tables=fault.tables)
+        except Exception as error:  # the verdict is told all the same, and other faults are run
+            problems.append(f"not judged to the end: {type(error).__name__}: {error}")
+        for number, member in cluster.servers.items():
+            (LOGS / f"{fault.name}-{seed}-broker-{number}.log").write_text(member.logs(), encoding="utf-8")
     return Verdict(
         fault.name,
         fault.row,
@@ -229,23 +242,25 @@ def _strike(
             run.await_seen(publisher.sent)
         except Exception as error:  # what had come out until then is judged all the same
             problems.append(f"{type(error).__name__}: {error}")
-            publisher.end()
+            with contextlib.suppress(Exception):  # as it is a failure already
+                cluster.mend()
+                publisher.end()
         if live.doubled and not fault.doubles:
             problems.append(f"{live.doubled} doubled, as the live subscriber saw it")
     return silent_s, problems, run.notes
 
 
-def judge(fault: Fault, counts: dict[str, int], load: Load) -> list[str]:
+def judge(fault: Fault, counts: Mapping[str, int], load: Load) -> list[str]:
     """What is wrong with the counts of a run, a line each."""
     problems = [f"{counts['lost']} lost"] if counts["lost"] else []
     if counts["doubled"] and not fault.doubles:
         problems.append(f"{counts['doubled']} doubled")
     if counts["strange"]:
         problems.append(f"{counts['strange']} records do not belong to the post that they name")
-    if counts["recomputed"] < 0:
-        problems.append(f"{-counts['recomputed']} contents came out without ever being computed")
+    if counts["never_computed"]:
+        problems.append(f"{counts['never_computed']} contents came out without ever being computed")
     if (counts["embedded"], counts["rejected"]) != (load.good, load.bad):
-        problems.append(f"of {load.good} good and {load.bad} bad posts {counts} came out")
+        problems.append(f"of {load.good} good and {load.bad} bad posts {dict(counts)} came out")
     return problems
 
 

@@ -17,8 +17,10 @@ def _guard(run: Run) -> Guard:
 
 
 def _revoke(kind: str, run: Run) -> None:
-    """The roles end, saying what they may not do; they are started again and again until they may."""
+    """Roles end, saying what they may not do; they are started again and again until they may."""
+    before = run.pipeline.pids
     _guard(run).revoke(kind)
+    run.wait_until(lambda: run.pipeline.pids != before, "a role ends")
     run.rest(REVOKED_S)
     _guard(run).grant(kind)
 

@@ -22,6 +22,8 @@ RATE = 250
 """Posts a second: some 900,000 an hour."""
 AT_ONCE = 2
 LASTS_S_MAX = 15.0
+STOP_S_MAX = 15.0
+"""A broker that cannot end in order is killed: cut off from the controller it asks for minutes."""
 CALM_S_MAX = 10.0
 WORKERS_MAX = 3
 
@@ -40,13 +42,16 @@ def _kill(run: Run) -> Mend:
 
 def _bounce(run: Run) -> Mend:
     server = _choose(run, list(run.cluster.servers.values()))
-    if not server.alive:  # one that was chosen a moment ago
-        return lambda: None
     if run.random.random() < 0.5:
         server.kill()
     else:
-        server.stop()
-    return server.launch
+        server.terminate()
+
+    def mend() -> None:
+        server.gone(STOP_S_MAX)
+        server.launch()
+
+    return mend
 
 
 def _cut(run: Run) -> Mend:
@@ -71,21 +76,24 @@ def _come_or_go(run: Run) -> Mend:
     workers = [name for name in run.pipeline.pids if name.partition("-")[0] == role]
     if len(workers) == 1 or (len(workers) < WORKERS_MAX and run.random.random() < 0.5):
         run.pipeline.start_role(role)
+        run.pipeline.wait_ready(WAIT_S)  # who dies before it was ever ready is not started again
     else:
         run.pipeline.stop_process(_choose(run, workers), kill=bool(run.random.random() < 0.3))
     return lambda: None
 
 
-ACTIONS = {"kill": _kill, "bounce": _bounce, "network": _cut, "worker": _come_or_go}
+ACTIONS = {"worker": _come_or_go, "kill": _kill, "network": _cut, "broker": _bounce}
+"""In this order: a worker that starts needs brokers, as by hand."""
 
 
 def _strike(minutes: float, run: Run) -> None:
-    """Two at once, mended after seconds; each time new posts have to come out of every flow before the next two."""
+    """Two kinds at once, mended after seconds; each time new posts have to come out of every flow before the next."""
     end_s = clock.monotonic_s() + minutes * 60
     counts: Counter[str] = Counter()
     waited_s: list[float] = []
     while clock.monotonic_s() < end_s:
-        chosen = [_choose(run, list(ACTIONS)) for _ in range(AT_ONCE)]
+        drawn = run.random.permutation(len(ACTIONS))[:AT_ONCE]
+        chosen = [list(ACTIONS)[at] for at in sorted(drawn.tolist())]
         counts.update(chosen)
         mends = [ACTIONS[name](run) for name in chosen]
         run.rest(LASTS_S_MAX * run.random.random())
@@ -93,6 +101,7 @@ def _strike(minutes: float, run: Run) -> None:
             mend()
         began_s = clock.monotonic_s()
         run.cluster.wait_until_whole(WAIT_S)
+        run.pipeline.wait_ready(WAIT_S)
         run.await_flow()
         waited_s.append(clock.monotonic_s() - began_s)
         print(f"{len(waited_s):>4}  {' and '.join(chosen):<20} flows {waited_s[-1]:.1f} s after", flush=True)

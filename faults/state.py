@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,8 @@ def _without_dedup(run: Run) -> Generator[None]:
 def _between_two_runs(change: Change, run: Run) -> None:
     with _without_dedup(run):
         change(_tables(run))
+    if change is not shutil.rmtree:
+        run.wait_until(lambda: sum(run.samples("dedup", "manyray_table_corrupt_total")), "the damage is found")
 
 
 def _largest(tables: Path, suffix: str) -> Path:
@@ -49,10 +52,11 @@ def _truncate(suffix: str, tables: Path) -> None:
 
 
 def _flip(suffix: str, tables: Path) -> None:
-    """Turn one byte of a file over."""
+    """Turn a byte over in every kilobyte of a file: in each of its vectors."""
     path = _largest(tables, suffix)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    for at in range(512, len(content), 1024):
+        content[at] ^= 0xFF
     path.write_bytes(content)
 
 
@@ -88,13 +92,16 @@ def table_held(run: Run) -> None:
 
 @fault(9)
 def vectors_trimmed_in_a_refill(run: Run) -> None:
-    """What a refill is reading is removed from the topic under it."""
+    """What a refill is about to read is removed from the topic under it."""
     with _without_dedup(run):
         shutil.rmtree(_tables(run))
+        run.arm("dedup.refilling", "stop")
+    run.wait_until(lambda: not (run.points / "dedup.refilling").exists(), "a refill has begun")
     admin = AdminClient({"bootstrap.servers": run.cluster.direct_servers})
     ends = [TopicPartition(run.topics.vectors, partition, -1) for partition in range(run.settings.partitions)]
     for future in admin.delete_records(ends).values():
         future.result(30)
+    run.kill("dedup", signal.SIGCONT)
 
 
 def _fill(disk: Path) -> Path:
@@ -122,8 +129,10 @@ def disk_of_tables_read_only(run: Run) -> None:
     tables = run.settings.data_dir / "tables"
     run.kill("dedup")
     run.wait_until(lambda: _remount(tables, "ro"), "the disk is read-only")
+    before = run.pipeline.pids["dedup"]
+    run.wait_until(lambda: run.pipeline.pids["dedup"] != before, "dedup ends")
     run.rest(FULL_S)
-    _remount(tables, "rw")
+    run.wait_until(lambda: _remount(tables, "rw"), "the disk can be written again")
 
 
 def _remount(folder: Path, how: str) -> bool:

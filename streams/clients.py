@@ -180,8 +180,8 @@ def producer(
         properties["transactional.id"] = transactional_id
         properties["transaction.timeout.ms"] = settings.transaction_timeout_ms
         properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
-        # Sending offsets to a coordinator that is gone waits for any connection to change, whatever its time-out, so let
-        # one that has nothing to do be closed (librdkafka #5456, #5511).
+        # Sending offsets to a coordinator that is gone waits for any connection to change, whatever its time-out: so
+        # one that has nothing to do is to be closed (librdkafka #5456, #5511).
         properties.setdefault("connections.max.idle.ms", IDLE_MS)
     if on_failed is not None:
         properties["on_delivery"] = on_failed  # of failures only, as set above

@@ -13,6 +13,7 @@ from schemas.content import split_fingerprints
 from schemas.errors import Retry
 from schemas.internal_pb2 import Vectors
 from streams import clients, clock
+from streams.failpoints import reach
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.table import Table
@@ -95,6 +96,7 @@ def refill(
             start = table.offset
             if start >= end:
                 return True
+            reach("dedup.refilling")
             consumer.assign([TopicPartition(topic, partition, start)])
             while clock.monotonic_s() - began_s < wait_s and not stop.is_set():
                 batch = read_batch(consumer.consume(_RECORDS_AT_ONCE, _BATCH_WAIT_S), topics.version)
