@@ -84,7 +84,11 @@ def _run_role(run: Role, settings: Settings) -> None:
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         threading.Thread(target=_end_at_last, args=(told,), daemon=True).start()
         try:
-            run(settings, stop)
+            try:
+                run(settings, stop)
+            except BaseException:
+                os.write(tell, b"\0")  # what is left of the process, such as a thread that hangs, gets no longer
+                raise
         except Retry:
             if not stop.is_set():  # else it was told to stop while it waited for brokers
                 raise

@@ -4,9 +4,11 @@ import threading
 from collections.abc import Callable
 
 from schemas.errors import Fatal, Retry
+from streams import clock
 
 ATTEMPTS_MAX = 6
 PAUSE_S = 0.1
+FORGET_S = 300.0
 
 
 def with_retries(work: Callable[[], None], stop: threading.Event, recover: Callable[[], None] = lambda: None) -> None:
@@ -38,13 +40,14 @@ def with_retries(work: Callable[[], None], stop: threading.Event, recover: Calla
 def keep_going(step: Callable[[], bool], recover: Callable[[], None], stop: threading.Event) -> None:
     """Do `step` again and again until `stop` is set; after a Retry, pause, `recover` and go on.
 
-    A step returns whether it committed something: only that ends a row of failures, since a step that merely reads
-    succeeds also where nothing can ever be written.
+    A step returns whether it committed something: only that, or `FORGET_S` without a failure, ends a row of failures,
+    since a step that merely reads succeeds also where nothing can ever be written.
 
     Raises:
         Fatal: 6 failures came without a commit between them.
     """
     failures = 0
+    failed_s = float("-inf")
     broken = False
     while not stop.is_set():
         try:
@@ -56,6 +59,8 @@ def keep_going(step: Callable[[], bool], recover: Callable[[], None], stop: thre
             if step():
                 failures = 0
         except Retry as error:
-            failures, broken = failures + 1, True
+            now_s = clock.monotonic_s()
+            failures, broken = (failures + 1 if now_s - failed_s < FORGET_S else 1), True
+            failed_s = now_s
             if failures == ATTEMPTS_MAX:
                 raise Fatal(f"given up after {ATTEMPTS_MAX} attempts: {error}; check the brokers") from None

@@ -20,7 +20,7 @@ from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clients
 from streams.broker import writing_to
 from streams.faust_credentials import faust_credentials
-from streams.health import Health
+from streams.health import JOINING, Health
 from streams.lag import OpenTransactions
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
@@ -71,7 +71,7 @@ class Lanes:
 
     def __init__(self, shared: Shared) -> None:
         self.assigned = False
-        self.waits_for = "it is joining its group"
+        self.waits_for = JOINING
         """Why it does not serve its partitions now; empty when it does. Any thread may ask."""
         self.open_transactions = OpenTransactions(shared.metrics.open_transaction_seconds)
         self._shared = shared

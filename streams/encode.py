@@ -14,7 +14,6 @@ from confluent_kafka import TopicPartition
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
-from encoders.rescue import NOT_FINITE
 from schemas.chunk import parse_chunk, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
@@ -43,9 +42,9 @@ IN_FLIGHT_MAX = 2
 """Windows submitted and not yet published: one is computed while the one before is published."""
 WINDOW_BATCHES = 6
 """Batches in a window, unless window_tokens is set: enough posts to sort by length, few enough to come out soon."""
-FINISH_TIMEOUT_S = 60.0
-NOT_FINITE_MAX = 8
-"""Distinct contents in a row without a finite vector: so many are not the fault of posts."""
+BATCH_TIMEOUT_S = 60.0
+UNEMBEDDED_MAX = 8
+"""Distinct contents in a row without a vector: so many are not the fault of posts."""
 _IDLE_WAIT_S = 0.1
 _BUSY_WAIT_S = 0.005
 
@@ -79,7 +78,7 @@ class Encode:
         self._in_flight: deque[Submitted] = deque()
         self._dropped = False
         self._trial: Iterator[bool] | None = None
-        self._not_finite: set[bytes] = set()
+        self._unembedded: set[bytes] = set()
         self.producer = StageProducer.create(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
@@ -142,7 +141,7 @@ class Encode:
         while self._in_flight or self._window.chunks:
             if not self._in_flight:
                 self._begin()
-            _await(self._in_flight[0])
+            _await(self._in_flight[0], self._engine)
             self._publish_first()
 
     def close(self) -> None:
@@ -199,7 +198,7 @@ class Encode:
             else:
                 self._suspicions.mark({place: (offset, suspicion.tried(self._suspicions.me))})
                 done = self._submit(part)
-                _await(done)
+                _await(done, self._engine)
                 self._suspicions.mark({place: (offset, suspicion)})
             suspicion = suspicion.after_content()
             if content + 1 < len(fingerprints):
@@ -242,7 +241,7 @@ class Encode:
         """
         batch = done.future.result()
         done.settle(batch)
-        self._check_finite(done)
+        self._check_encoder(done)
         rejected = self._rejected(done)
         self.producer.begin()
         for original, cause in rejected:
@@ -264,16 +263,17 @@ class Encode:
         self.member.processed(done.window.next_offsets)
         self._observe(done, batch, rejected)
 
-    def _check_finite(self, done: Submitted) -> None:
-        """Tell a broken model from texts that are too much for it: it gives nothing finite, whatever the text."""
+    def _check_encoder(self, done: Submitted) -> None:
+        """Tell an encoder that is broken, or has its memory taken, from texts that are too much for it."""
         if done.vectors:
-            self._not_finite.clear()
+            self._unembedded.clear()
             return
-        self._not_finite.update(one for one, reason in done.failed.items() if reason == NOT_FINITE)
-        if len(self._not_finite) >= NOT_FINITE_MAX:
+        self._unembedded.update(one for one, reason in done.failed.items() if reason != KILLS_ENCODER)
+        if len(self._unembedded) >= UNEMBEDDED_MAX:
+            reasons = ", ".join(sorted(set(done.failed.values())))
             raise Fatal(
-                f"the encoder {self._settings.model} gives numbers that are not finite for {len(self._not_finite)} "
-                "contents in a row: check its weights"
+                f"the encoder {self._settings.model} has no vector for {len(self._unembedded)} contents in a row "
+                f"({reasons}): check its weights, and who else takes its device's memory"
             )
 
     def _rejected(self, done: Submitted) -> list[tuple[Original, Reject]]:
@@ -315,12 +315,17 @@ class Encode:
         self._dropped = True
 
 
-def _await(submitted: Submitted) -> None:
-    """Wait until a window is computed."""
-    try:
-        submitted.future.result(FINISH_TIMEOUT_S)
-    except TimeoutError:
-        raise Retry(f"a window is not computed after {FINISH_TIMEOUT_S:.0f} s") from None
+def _await(submitted: Submitted, engine: Engine) -> None:
+    """Wait until a window is computed, for as long as its batches are."""
+    while True:
+        batches = engine.batches
+        try:
+            submitted.future.result(BATCH_TIMEOUT_S)
+        except TimeoutError:
+            if engine.batches == batches:
+                raise Retry(f"no batch of a window was computed in {BATCH_TIMEOUT_S:.0f} s") from None
+        else:
+            return
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

@@ -18,6 +18,7 @@ from confluent_kafka import (
 
 from schemas.errors import Fatal, Retry
 from streams import clients
+from streams.health import JOINING
 from streams.lag import LagReporter, OpenTransactions
 from streams.metrics import Metrics
 from streams.settings import Settings
@@ -26,7 +27,6 @@ _log = logging.getLogger("manyray.group")
 
 COMMITTED_TIMEOUT_S = 10.0
 STATISTICS_MS = 2_000
-JOINING = "it is joining its group"
 Place = tuple[str, int]
 
 
@@ -104,6 +104,9 @@ class Member:
                 raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
             elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
                 raise Fatal(f"not allowed to read: {error.str()}; grant it in the ACLs")
+            elif error.code() in (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG):
+                place = f"{_topic(message)}/{message.partition()} from offset {message.offset()} on"
+                raise Fatal(f"{place} holds a batch that cannot be read ({error.str()}): delete the records up to it")
             elif error.fatal():
                 raise Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
             else:
@@ -138,7 +141,7 @@ class Member:
             self.consumer.incremental_assign(starts)
         except KafkaException as error:
             raise Retry(f"going back: {error.args[0].str()}") from None
-        self.waits_for = ""
+        self.waits_for = "" if self.owned else JOINING
 
     def processed(self, offsets: dict[Place, int]) -> None:
         """Note the next offsets to process, for the lag."""

@@ -4,6 +4,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+JOINING = "it is joining its group"
+"""What a role waits for that may never come: the watchdog bounds it."""
+
 
 @dataclass(slots=True)
 class Health:

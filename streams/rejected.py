@@ -16,6 +16,8 @@ from streams.transactions import StageProducer
 
 READ_TIMEOUT_S = 10.0
 """For one record that is read back."""
+VALUE_BYTES_MAX = clients.MESSAGE_BYTES_MAX - 1024 * 1024
+"""Beyond it, before compression, no record is written with its key and headers."""
 _AHEAD_MAX = 1_000
 """Offsets that are rather read past than sought across."""
 
@@ -59,7 +61,10 @@ class Original:
 
 
 def send_rejected(producer: StageProducer, topic: str, original: Original, cause: Reject) -> None:
-    """Produce a record to the topic of rejected posts: bytes, key and headers untouched, the reason in more headers."""
+    """Produce a record to the topic of rejected posts: bytes, key and headers untouched, the reason in more headers.
+
+    A value above `VALUE_BYTES_MAX` is left out, which a header says.
+    """
     ours = {
         "manyray-reason": cause.reason,
         "manyray-detail": cause.detail,
@@ -69,8 +74,12 @@ def send_rejected(producer: StageProducer, topic: str, original: Original, cause
         "manyray-posted-ms": str(original.posted_ms),
     }
     headers = [*original.headers, *((name, value.encode()) for name, value in ours.items())]
+    value = original.value
+    if len(value or b"") > VALUE_BYTES_MAX:  # compressed it came through, and it lies at its place still
+        value = None
+        headers.append(("manyray-original", b"too_large"))
     # Its own time goes into a header: as the record's, an old one would be deleted at once, a false one refused.
-    producer.produce(topic, original.value, key=original.key, headers=headers)
+    producer.produce(topic, value, key=original.key, headers=headers)
 
 
 def read_back(settings: Settings, rebuilt: Sequence[Original]) -> dict[tuple[str, int, int], Original]:

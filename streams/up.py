@@ -96,7 +96,10 @@ class RoleProcess:
     def _keep_alive(self) -> None:
         restarts = Restarts()
         while not self._stopping.is_set():
-            code = self._run_once(restarts.count)
+            try:
+                code = self._run_once(restarts.count)
+            except OSError as error:  # no memory for it, or too many processes: it may be better later
+                code, self._last_words = 1, f"it cannot be started: {error}"
             if self._stopping.is_set():
                 return
             how = self._last_words or _describe(code)

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import ManyrayError, Retry
 from streams import clients, clock
-from streams.health import Health
+from streams.health import JOINING, Health
 from streams.settings import Settings
 from streams.stall import Stalls
 
@@ -25,6 +25,8 @@ Place = tuple[str, int]
 
 ASK_TIMEOUT_S = 5.0
 """For one answer of the brokers; without it nothing is known of any place, and nothing is a stall."""
+JOIN_TIMEOUT_S = 120.0
+"""For joining a group while the brokers answer: a rebalance takes 60 s at most, after a session of 6 s."""
 TELL_S = 1.0
 """Between what `/live` says and the end, so that it can be heard."""
 
@@ -42,15 +44,27 @@ class Waiting:
         """The records that wait at each place, given the next offset to be processed there.
 
         A place that has moved since the last call counts as one where nothing waits: so brokers are asked about idle
-        and stalled ones only.
+        and stalled ones only. One that cannot be read is left out.
 
         Raises:
             Retry: the brokers did not answer.
         """
         before, self._before = self._before, dict(processed)
-        return {
-            place: self._at(place, offset) if before.get(place) == offset else 0 for place, offset in processed.items()
-        }
+        waiting: dict[Place, int] = {}
+        for place, offset in processed.items():
+            try:
+                waiting[place] = self._at(place, offset) if before.get(place) == offset else 0
+            except KafkaException as error:
+                _log.debug("what waits in %s/%d is not known: %s", *place, error)
+        return waiting
+
+    def is_answered(self) -> bool:
+        """Whether the brokers answer."""
+        try:
+            self._reader.list_topics(timeout=ASK_TIMEOUT_S)
+        except KafkaException:
+            return False
+        return True
 
     def _at(self, place: Place, processed: int) -> int:
         low, end = clients.watermarks(self._reader, *place, timeout_s=ASK_TIMEOUT_S)
@@ -92,6 +106,7 @@ def watch(
     *,
     beat: Callable[[], int] = lambda: 0,
     end: Callable[[str], object] = end_process,
+    join_timeout_s: float = JOIN_TIMEOUT_S,
 ) -> threading.Thread:
     """Watch from now on, on a daemon thread, until `health.stop` is set; `end` is called with the reason of a stall.
 
@@ -100,11 +115,11 @@ def watch(
     """
 
     def run() -> None:
-        stalls = Stalls(settings.stall_timeout_s)
+        stalls, joining = Stalls(settings.stall_timeout_s), Stalls(join_timeout_s)
         # A record tells all that is asked, so nothing is fetched ahead: a broker gives at least one.
         with closing(clients.reader(settings, fetch_message_max_bytes=1, queued_min_messages=1)) as reader:
             waiting = Waiting(reader)
-            while not health.stop.wait(stalls.every_s):
+            while not health.stop.wait(min(stalls.every_s, joining.every_s)):
                 offsets = processed()
                 try:
                     seen = {
@@ -116,8 +131,11 @@ def watch(
                     seen = {}
                 stalled = stalls.judge(clock.monotonic_s(), seen, beat())
                 health.stalled = str(stalled) if stalled else ""
-                if stalled and not health.stop.wait(TELL_S):
-                    end(str(stalled))
+                is_joining = health.waits_for() == JOINING and waiting.is_answered()
+                if joining.judge(clock.monotonic_s(), {JOINING: (0, 1)} if is_joining else {}):
+                    health.stalled = f"it has not joined its group in {join_timeout_s:.0f} s"
+                if health.stalled and not health.stop.wait(TELL_S):
+                    end(health.stalled)
 
     thread = threading.Thread(target=run, name="watchdog", daemon=True)
     thread.start()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import Fatal, Retry
-from streams.attempts import ATTEMPTS_MAX, keep_going, with_retries
+from streams import clock
+from streams.attempts import ATTEMPTS_MAX, FORGET_S, keep_going, with_retries
 
 
 class Story:
@@ -164,3 +165,20 @@ def test_who_is_to_stop_tries_no_more(when: str) -> None:
     stop.clear()
     keep_going(work, lambda: calls.append("recover"), stop)
     assert calls == ["work", "work"]
+
+
+def test_failures_that_lie_far_apart_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role that is idle for weeks and fails now and then goes on: five minutes without a failure end a row."""
+    now_s, steps = [0.0], list[float]()
+    stop = Pauses([])
+    monkeypatch.setattr(clock, "monotonic_s", lambda: now_s[0])
+
+    def step() -> bool:
+        steps.append(now_s[0])
+        now_s[0] += FORGET_S
+        if len(steps) == 3 * ATTEMPTS_MAX:
+            stop.set()
+        raise Retry("a rebalance")
+
+    keep_going(step, lambda: None, stop)
+    assert len(steps) == 3 * ATTEMPTS_MAX

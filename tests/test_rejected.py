@@ -9,9 +9,11 @@ from schemas.errors import Reject
 from schemas.post import Post, decode_post
 from streams import clients, clock
 from streams.metrics import Metrics
-from streams.rejected import Original, read_back, send_rejected
+from streams.rejected import VALUE_BYTES_MAX, Original, read_back, send_rejected
 from streams.settings import Settings
+from streams.topics import create_topics
 from streams.transactions import StageProducer
+from streams.version import version_of
 from tests.oracle import read_records
 from tests.waiting import WAIT_S
 
@@ -91,3 +93,25 @@ def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, produ
         ("manyray-offset", b"0"),
         ("manyray-posted-ms", str(original.posted_ms).encode()),
     ]
+
+
+def test_a_record_that_is_too_large_to_write_is_rejected_without_its_value(settings: Settings) -> None:
+    """A few hundred KB on their way in, more than a client may send as they come out: a header says so."""
+    create_topics(settings, version_of(settings))
+    size = VALUE_BYTES_MAX + 1
+    huge = Original("posts", 0, 3, 5, b"x" * size, b"key")
+    fits = Original("posts", 0, 4, 5, b"x" * VALUE_BYTES_MAX, b"key")
+    stage = StageProducer.create(settings, f"manyray.ingest.{clock.random_id()}", Metrics.create(), threading.Event())
+    stage.open()
+    stage.begin()
+    mark = clock.random_id()
+    for one in (huge, fits):
+        send_rejected(stage, "rejected", one, Reject("text_too_long", mark))
+    stage.commit()
+    stage.close()
+    found = {}
+    for message in read_records(settings, "rejected"):
+        headers = dict(message.headers())
+        if headers["manyray-detail"] == mark.encode():
+            found[headers["manyray-offset"]] = (len(message.value() or b""), headers.get("manyray-original"))
+    assert found == {b"3": (0, b"too_large"), b"4": (VALUE_BYTES_MAX, None)}

@@ -16,7 +16,7 @@ from manyray.client import Client
 from schemas.errors import Retry
 from streams import clients, clock
 from streams.endpoint import is_live, serve
-from streams.health import Health
+from streams.health import JOINING, Health
 from streams.metrics import Metrics
 from streams.ports import choose_ports
 from streams.settings import Settings
@@ -126,6 +126,21 @@ def test_a_stall_is_told_before_the_end(settings: Settings, producer: Producer, 
         health.stop.set()
         watchdog.join(WAIT_S)
     assert re.fullmatch(rf"no progress in {topic}/0 for \d s with \d+ records waiting", said[0])
+
+
+def test_who_never_joins_its_group_is_ended(settings: Settings) -> None:
+    """It owns nothing that could stall: as a client that died of a right it lacked while it joined."""
+    settings = settings.model_copy(update={"stall_timeout_s": STALL_S})
+    health, said = Health(threading.Event(), lambda: JOINING), list[str]()
+    watchdog = watch(settings, health, dict, end=said.append, join_timeout_s=STALL_S)
+    try:
+        wait_until(lambda: said, "it is seen")
+        assert said[0] == f"it has not joined its group in {STALL_S:.0f} s"
+        health.waits_for = lambda: ""
+        wait_until(lambda: not health.why_not_live(), "it is let be once it has joined")
+    finally:
+        health.stop.set()
+        watchdog.join(WAIT_S)
 
 
 HANGS = {
