@@ -58,7 +58,8 @@ def consume(broker: Broker, count: int) -> list[bytes]:
         }
     )
     consumer.subscribe([TOPIC])
-    messages: list[Message] = consumer.consume(count, 30)
+    # Long: what was committed just before a kill is to be read when the next start has finished that transaction.
+    messages: list[Message] = consumer.consume(count, 90)
     consumer.close()
     return [message.value() for message in messages]
 

@@ -17,7 +17,7 @@ WAIT_S = 40.0
 """A pipeline that is broken on purpose may never bring what is waited for."""
 BROKEN = {
     "no-fencing": ("zombie-dedup-began", "doubled"),
-    "read-uncommitted": ("kill-ingest-flushed", "are missing"),
+    "read-uncommitted": ("kill-ingest-flushed", " lost"),
     "remember-uncommitted": ("retry-encode-before-commit", "without ever being computed"),
 }
 

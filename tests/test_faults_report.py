@@ -14,12 +14,14 @@ def test_a_row_has_the_last_runs_of_its_fault(tmp_path: Path) -> None:
     """Sums over the runs, each one's silence, and what failed; another fault's row and all words stay."""
     path = tmp_path / "reliability.md"
     text = (ROOT / "docs" / "reliability.md").read_text()
-    path.write_text(text[: text.index("|---|")] + "|---|---|---|---|---|---|---|---|---|---|\n\nwords after\n")
+    rule = "|---|---|---|---|---|---|---|---|---|---|"
+    path.write_text(text[: text.index(rule)] + rule + "\n\nwords after\n")
     write(path, [replace(GOOD, fault="other", row=10)])
     write(path, [GOOD, replace(GOOD, seed=2, lost=1, problems=["1 lost"])])
     write(path, [replace(GOOD, seed=3), replace(GOOD, seed=4, lost=1, silent_s=7.0, problems=["1 lost"])])
     lines = path.read_text().splitlines()
-    rows = [one for one in lines if one.startswith("| ")][1:]
+    head = next(at for at, one in enumerate(lines) if one.startswith("| row | fault "))
+    rows = [one for one in lines[head + 1 :] if one.startswith("| ")]
     assert [row.rpartition(" | ")[0] for row in rows] == [
         "| 2 | a-fault | 2, 1 FAILED | 2,000 | 1 | 0 | 20 | 6 | 5.2, 7.0",
         "| 10 | other | 1 | 1,000 | 0 | 0 | 10 | 3 | 5.2",

@@ -15,7 +15,7 @@ from streams.topics import create_topics
 from streams.transactions import StageProducer
 from streams.version import version_of
 from tests.oracle import read_records
-from tests.waiting import WAIT_S
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -81,6 +81,7 @@ def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, produ
     (original,) = read_back(settings, [stand_in(topic, 0, 0)]).values()
     send_rejected(sender, topic, original, Reject("a_reason", "a detail"))
     sender.commit()
+    wait_until(lambda: len(read_records(settings, topic)) > 1, "what is committed can be read")
     record = read_records(settings, topic)[-1]
     assert (record.value(), record.key()) == (b"0 0", b"0 0")
     assert record.headers() == [
@@ -110,8 +111,12 @@ def test_a_record_that_is_too_large_to_write_is_rejected_without_its_value(setti
     stage.commit()
     stage.close()
     found = {}
-    for message in read_records(settings, "rejected"):
-        headers = dict(message.headers())
-        if headers["manyray-detail"] == mark.encode():
-            found[headers["manyray-offset"]] = (len(message.value() or b""), headers.get("manyray-original"))
+
+    def look() -> None:
+        for message in read_records(settings, "rejected"):
+            headers = dict(message.headers())
+            if headers["manyray-detail"] == mark.encode():
+                found[headers["manyray-offset"]] = (len(message.value() or b""), headers.get("manyray-original"))
+
+    wait_until(lambda: found, "what is committed can be read", look)
     assert found == {b"3": (0, b"too_large"), b"4": (VALUE_BYTES_MAX, None)}
