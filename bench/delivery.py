@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from bench.machine import describe
-from bench.pipeline import Speed, await_total, hit_path, publish, texts, total
+from bench.machine import Speed, describe
+from bench.pipeline import await_total, hit_path, publish, texts, total
 from streams.broker import Broker
 from streams.settings import load_settings
 from streams.topics import create_topics
@@ -70,7 +70,7 @@ def main() -> None:
                 speeds[delivery].append(hit_path(pipelines[delivery], posts, f"hit{repeat}"))
                 print(f"{delivery:>13} {repeat + 1}:  {speeds[delivery][-1]}", flush=True)
     exact, least = (speeds[delivery] for delivery in DELIVERIES)
-    clock = median(one.posts_per_s for one in exact) / median(one.posts_per_s for one in least)
+    clock = median(one.per_s for one in exact) / median(one.per_s for one in least)
     cpu = median(one.cpu_us for one in least) / median(one.cpu_us for one in exact)
     print(f"exactly once / at least once, medians of {len(exact)}: {clock:.2f} by the clock, {cpu:.2f} per CPU second")
 

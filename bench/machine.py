@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,18 @@ def describe() -> str:
     )
     python = ".".join(map(str, sys.version_info[:3]))
     return f"{os.cpu_count()} cores of {model}, {gib:.0f} GiB, {platform.system()}, Python {python}, {libraries}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many a second by the clock, and microseconds of CPU for each."""
+
+    per_s: float
+    cpu_us: float
+    what: str = "post"
+
+    def __str__(self) -> str:
+        return f"{self.per_s:>9,.0f} {self.what}s/s {self.cpu_us:>7.1f} us CPU a {self.what}"
 
 
 def rss_mib(pid: int) -> float:

@@ -9,14 +9,13 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
-from bench.machine import cpu_s, describe
+from bench.machine import Speed, cpu_s, describe
 from encoders.encoder import Encoder
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
@@ -33,17 +32,6 @@ POLL_S = 0.1
 """Seldom: the process that is measured answers each poll."""
 TOKENS_A_POST = 40
 """As Window counts them, of the posts of this benchmark: about."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Posts a second by the clock, and microseconds of CPU a post."""
-
-    posts_per_s: float
-    cpu_us: float
-
-    def __str__(self) -> str:
-        return f"{self.posts_per_s:>9,.0f} posts/s {self.cpu_us:>7.1f} us CPU a post"
 
 
 def texts(count: int, distinct: int, seed: int = 1) -> list[str]:
@@ -178,7 +166,7 @@ def bench_misses(count: int, repeats: int, folder: Path) -> None:
         speed, share = miss_path(posts, folder / f"misses{repeat}")
         whole.append(speed)
         print(f"whole pipeline {repeat + 1}:    {speed}   (CPU of encode, which computed {share:.1%} of the time)")
-    fastest = max(speed.posts_per_s for speed in whole) / max(speed.posts_per_s for speed in alone)
+    fastest = max(speed.per_s for speed in whole) / max(speed.per_s for speed in alone)
     cheapest = min(speed.cpu_us for speed in alone) / min(speed.cpu_us for speed in whole)
     print(f"miss path / encoder alone, best of {repeats}: {fastest:.2f} by the clock, {cheapest:.2f} per CPU second")
 

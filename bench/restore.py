@@ -10,13 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from confluent_kafka import TopicPartition
 
-from bench.machine import describe
+from bench.machine import Speed, describe
 from schemas.errors import ManyrayError
 from schemas.internal_pb2 import Vectors
 from streams import clients, clock
@@ -31,17 +30,6 @@ from streams.version import version_of
 DIMS = 384
 VECTORS_A_RECORD = 48
 """As the encoder writes them: a window of some 190 posts over four partitions."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Vectors a second by the clock, and microseconds of this process's CPU a vector."""
-
-    vectors_per_s: float
-    cpu_us: float
-
-    def __str__(self) -> str:
-        return f"{self.vectors_per_s:>9,.0f} vectors/s {self.cpu_us:>6.1f} us CPU a vector"
 
 
 def records(version: str, count: int, seed: int) -> Iterator[bytes]:
@@ -76,7 +64,7 @@ def timed(work: Callable[[int], object], partitions: int, vectors: int) -> Speed
     with ThreadPoolExecutor(partitions) as threads:
         list(threads.map(work, range(partitions)))
     wall_s, used_s = clock.perf_s() - began_s, clock.cpu_s() - began_cpu_s
-    return Speed(partitions * vectors / wall_s, used_s / max(1, partitions * vectors) * 1e6)
+    return Speed(partitions * vectors / wall_s, used_s / max(1, partitions * vectors) * 1e6, "vector")
 
 
 def read(settings: Settings, topics: Topics, partition: int) -> None:
@@ -141,7 +129,7 @@ def bench(count: int, repeats: int, folder: Path) -> None:
                 print(f"{run}, topic alone:  {reading}")
                 print(f"{run}, tables alone: {writing}")
                 print(f"{run}, refill:       {whole}")
-                best.append(whole.vectors_per_s)
+                best.append(whole.per_s)
             print(f"refill of {partitions} of {settings.partitions} partitions, best of {repeats}: {max(best):,.0f}/s")
 
 

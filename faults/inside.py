@@ -1,6 +1,6 @@
 """What must agree inside the pipeline once it has ended: chunk numbers, checkpoints, vectors, tables and embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,21 +154,18 @@ def _vectors(settings: Settings, topics: Topics, partition: int, expected: Expec
             known.add(fingerprint)
             wrong += not expected.is_vector(vector, fingerprint)
             astray += partition_of(fingerprint, settings.partitions) != partition
-    problems: list[str] = []
-    if wrong:
-        problems.append(f"{wrong} vectors of {topics.vectors}/{partition} are not those of a run without faults")
-    if astray:
-        problems.append(f"{astray} vectors of {topics.vectors}/{partition} belong into another partition")
-    return problems, known
+    where = f"vectors of {topics.vectors}/{partition}"
+    counts = {f"{where} are not those of a run without faults": wrong, f"{where} belong into another partition": astray}
+    return _told(counts), known
 
 
 def _table(settings: Settings, topics: Topics, partition: int) -> list[str]:
     """What a table gives is what `vectors` has, and it lacks nothing before its offset, unless it was ever full."""
     tables = settings.data_dir / "tables" / f"{topics.ray}-{topics.version}"
     folders = [folder for folder in (tables / str(partition), tables / f"{partition}.spare") if folder.exists()]
-    return [problem for folder in folders for problem in _compare(settings, topics, partition, folder)] or (
-        [] if folders else [f"partition {partition} has no table"]
-    )
+    if not folders:
+        return [f"partition {partition} has no table"]
+    return [problem for folder in folders for problem in _compare(settings, topics, partition, folder)]
 
 
 def _compare(settings: Settings, topics: Topics, partition: int, folder: Path) -> list[str]:
@@ -203,9 +200,12 @@ def _embeddings(settings: Settings, topics: Topics, expected: Expected) -> tuple
             swapped += not expected.is_of(embedding.post_id, embedding.fingerprint)
             if embedding.origin == COMPUTED:
                 computed.add(embedding.fingerprint)
-    problems: list[str] = []
-    if wrong:
-        problems.append(f"{wrong} embeddings are not those of a run without faults")
-    if swapped:
-        problems.append(f"{swapped} embeddings are of another content than their post's")
-    return problems, computed
+    counts = {
+        "embeddings are not those of a run without faults": wrong,
+        "embeddings are of another content than their post's": swapped,
+    }
+    return _told(counts), computed
+
+
+def _told(counts: Mapping[str, int]) -> list[str]:
+    return [f"{count} {what}" for what, count in counts.items() if count]
