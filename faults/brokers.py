@@ -94,6 +94,15 @@ def all_brokers_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
+@fault(6)
+def only_broker_killed(run: Run) -> None:
+    """The one broker there is dies, and is back when every transaction that was open has run out of time."""
+    (server,) = run.cluster.servers.values()
+    server.kill()
+    run.rest(HOLD_S)
+    server.start()
+
+
 @fault(6, **THREE_BROKERS)
 def broker_paused(run: Run) -> None:
     """A broker that says nothing and keeps its connections, as on a host that swaps."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from schemas.errors import Fatal
 
-KAFKA_VERSION = "4.3.1"
+KAFKA_VERSION = "4.2.2"
 KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 # Kafka's pom names no logger that would write Log4j's files (its own distribution adds one): without it no log at all.
-LOGGER = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
+LOGGER = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
 
 _DOWNLOADS = 8  # at a time
 _ATTEMPTS = 2  # a jar cut short on its way is fetched once more
