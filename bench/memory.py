@@ -37,7 +37,7 @@ BACKLOG_MOST = 150_000
 """Posts not yet taken by ingest: the publisher stops at so many, and goes on below the other."""
 RETENTION_BYTES = 256 * 2**20
 """Of a partition of a topic that is written: half an hour would be tens of GB."""
-QUEUES_MAX = {"lane_records": 16 + 32, "windows": 2, "window_posts": 5_000 + 500}
+QUEUES_MAX = {"lane_records": 16 + 32, "windows": 2, "window_posts": 20_000 + 500}
 """A lane's and its agent's records; windows in flight; transaction_posts_max, and the chunk that passes it."""
 
 

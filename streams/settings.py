@@ -68,7 +68,7 @@ class Settings(BaseModel):
         description="how long one transaction gathers work: more is cheaper, less is sooner",
     )
     transaction_posts_max: int = Field(
-        default=5_000, ge=1, le=100_000, description="most posts that one transaction gathers; bounds memory"
+        default=20_000, ge=1, le=100_000, description="most posts that one transaction gathers; bounds memory"
     )
     transaction_timeout_ms: int = Field(
         default=10_000,
