@@ -288,6 +288,10 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
             if starting.done():
                 starting.result()
                 report_lag(app, topics, metrics)
+            elif refusal := cast(CheckpointConsumer, app.consumer).refusal():
+                raise Fatal(
+                    f"not let into group {app.conf.id} ({refusal!r}): if it lacks a right, grant it in the ACLs"
+                )
     finally:
         await app.stop()
         starting.cancel()

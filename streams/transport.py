@@ -60,6 +60,12 @@ class CheckpointConsumer(aiokafka.Consumer):
     def on_buffer_drop(self, tp: TP) -> None:
         """See `on_buffer_full`."""
 
+    def refusal(self) -> Exception | None:
+        """Why the brokers do not let it into its group. aiokafka tells who reads, which Faust does not while it starts."""
+        consumer = self._thread._consumer if self._thread else None
+        coordinator = consumer._coordinator if consumer else None
+        return coordinator._pending_exception if coordinator else None
+
     def fetch_state(self, tp: TP) -> tuple[int, int, int] | None:
         """Of a partition the next offset to fetch, the last stable offset and the end; None before the first fetch."""
         assignment = self._thread._ensure_consumer()._subscription.subscription.assignment
