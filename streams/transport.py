@@ -61,8 +61,8 @@ class CheckpointConsumer(aiokafka.Consumer):
         """See `on_buffer_full`."""
 
     def refusal(self) -> Exception | None:
-        """Why the brokers do not let it into its group. aiokafka tells who reads, which Faust does not while it starts."""
-        consumer = self._thread._consumer if self._thread else None
+        """Why the brokers do not let it into its group: aiokafka tells who reads, and Faust does not at its start."""
+        consumer: Any = self._thread._consumer if self._thread else None
         coordinator = consumer._coordinator if consumer else None
         return coordinator._pending_exception if coordinator else None
 

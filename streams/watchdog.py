@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from schemas.errors import ManyrayError, Retry
+from schemas.errors import Retry
 from streams import clients, clock
 from streams.health import JOINING, Health
 from streams.settings import Settings
@@ -54,7 +54,9 @@ class Waiting:
         for place, offset in processed.items():
             try:
                 waiting[place] = self._at(place, offset) if before.get(place) == offset else 0
-            except KafkaException as error:
+            except (KafkaException, Retry) as error:
+                if not self.is_answered():
+                    raise Retry(str(error)) from None
                 _log.debug("what waits in %s/%d is not known: %s", *place, error)
         return waiting
 
@@ -126,7 +128,7 @@ def watch(
                         f"{topic}/{number}": (offsets[topic, number], count)
                         for (topic, number), count in waiting.ask(offsets).items()
                     }
-                except (ManyrayError, KafkaException) as error:
+                except Retry as error:
                     _log.debug("what waits is not known: %s", error)
                     seen = {}
                 stalled = stalls.judge(clock.monotonic_s(), seen, beat())

@@ -7,6 +7,7 @@ from confluent_kafka import Message
 
 from schemas.content import fingerprinter, normalise
 from streams.clients import producer
+from streams.encode import UNEMBEDDED_MAX
 from streams.refill import vectors_by_fingerprint
 from streams.settings import Settings
 from streams.topics import create_topics
@@ -113,3 +114,16 @@ def test_a_post_that_hangs_the_encoder_is_rejected_too(poisoned: Settings) -> No
         wait_until(lambda: len(rejected(poisoned)) == 1, "poison is rejected")
         pipeline.raise_failure()
     assert_told_apart(poisoned, good, bad)
+
+
+@pytest.mark.parametrize("kind", ["nan", "oom"])
+def test_an_encoder_that_has_no_vectors_ends(poisoned: Settings, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """That many texts in a row are not the fault of texts: none of the eighth on is rejected before it is looked at."""
+    bad = {f"bad{number}": f"{number} poison:{kind}" for number in range(UNEMBEDDED_MAX)}
+    with start(poisoned) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        first = pipeline.pids["encode"]
+        send(poisoned, bad)
+        wait_until(lambda: pipeline.pids["encode"] != first, "the encoder ends")
+    assert f"has no vector for {UNEMBEDDED_MAX} contents in a row ({REASONS[kind]})" in caplog.text
+    assert len(rejected(poisoned)) < len(bad)

@@ -96,6 +96,16 @@ def test_what_moves_is_not_asked_about(waiting: Waiting, producer: Producer, top
     ]
 
 
+def test_a_place_that_cannot_be_read_hides_no_other(waiting: Waiting, producer: Producer, topic: str) -> None:
+    """Of one that is not there nothing is known; of the others all is."""
+    put(producer, topic, 5)
+    producer.commit_transaction(WAIT_S)
+    places: dict[Place, int] = {(topic, 9): 1, (topic, 0): 1}
+    waiting.ask(places)
+    wait_until(lambda: waiting.ask(places).get((topic, 0)), "the records are there")
+    assert (topic, 9) not in waiting.ask(places)
+
+
 def test_without_brokers_nothing_is_known(settings: Settings) -> None:
     """So a role that waits for them is not ended for it."""
     (port,) = choose_ports([0])
