@@ -77,31 +77,37 @@ def longest_queues(pipeline: Pipeline) -> dict[str, float]:
     }
 
 
+def taken(pipeline: Pipeline) -> float:
+    """Records that ingest has passed on or rejected."""
+    return sum(total(pipeline, "ingest", f"manyray_ingest_{what}_total") for what in ("posts", "rejected"))
+
+
 def measure(pipeline: Pipeline, publisher: Publisher, seconds: float) -> None:
     """Sample until the time is up, keeping a backlog; then print."""
     pids = pipeline.pids
     at: list[float] = []
+    done: list[float] = []
     seen: dict[str, list[float]] = {name: [] for name in pids}
     queues: dict[str, float] = {}
     began_s = clock.monotonic_s()
-    before = total(pipeline, "dedup", "manyray_dedup_posts_total")
     while (now_s := clock.monotonic_s() - began_s) < seconds:
         pipeline.raise_failure()
-        backlog = publisher.sent - total(pipeline, "ingest", "manyray_ingest_posts_total")
+        backlog = publisher.sent - taken(pipeline)
         if backlog > BACKLOG_MOST:
             publisher.go_on_at(0)
         elif backlog < BACKLOG_LEAST:
             publisher.go_on_at(1e6)
         if not at or now_s - at[-1] >= EVERY_S:
             at.append(now_s)
+            done.append(total(pipeline, "dedup", "manyray_dedup_posts_total"))
             for name, pid in pids.items():
                 seen[name].append(rss_mib(pid))
             for name, length in longest_queues(pipeline).items():
                 queues[name] = max(queues.get(name, 0), length)
         clock.sleep_s(0.2)
-    posts = total(pipeline, "dedup", "manyray_dedup_posts_total") - before
-    print(f"{posts:,.0f} posts in {seconds / 60:.0f} minutes, {posts / seconds:,.0f} a second")
     start = len(at) // 3
+    late = (done[-1] - done[start]) / (at[-1] - at[start])
+    print(f"{done[-1] - done[0]:,.0f} posts in {seconds / 60:.0f} minutes, {late:,.0f} a second in the last two thirds")
     for name, mib in seen.items():
         steep, error = slope(at[start:], mib[start:])
         told = f"{mib[0]:.0f} MiB at first, {mib[start]:.0f} after a third, {mib[-1]:.0f} at last, most {max(mib):.0f}"
