@@ -1,7 +1,6 @@
 """Laws of the proxies that faults are made with, on plain sockets."""
 
 import hashlib
-import itertools
 import os
 import select
 import socket
@@ -10,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from faults import proxy
-from faults.frames import Api, Conversation
+from faults.frames import Api
 from faults.proxy import Link, Proxies
 from streams import clock
 from streams.ports import HOST
+from tests.test_faults_frames import reply, request
 from tests.waiting import WAIT_S, wait_until
 
 HOUR_S = 3600.0
@@ -138,17 +136,6 @@ def is_turned_away(line: Line) -> bool:
 def is_writable(sock: socket.socket) -> bool:
     """Whether it takes bytes, if need be after a second in which its other side could read some."""
     return bool(select.select([], [sock], [], 1)[1])
-
-
-def request(api: int, correlation: int, size: int = 20) -> bytes:
-    """A frame with a request's head and a body of `size` bytes."""
-    head = api.to_bytes(2, "big") + b"\0\1" + correlation.to_bytes(4, "big")
-    return (len(head) + size).to_bytes(4, "big") + head + b"q" * size
-
-
-def reply(correlation: int, size: int = 20) -> bytes:
-    """A frame with a reply's head and a body of `size` bytes."""
-    return (4 + size).to_bytes(4, "big") + correlation.to_bytes(4, "big") + b"r" * size
 
 
 # A good link --------------------------------------------------------------------------------------------------------
@@ -420,39 +407,3 @@ def test_a_late_reply_comes_at_heal(line):
     wait_until(lambda: line.link.held == 1, "the reply is held")
     line.link.heal()
     assert read(near, len(reply(7))) == reply(7)
-
-
-@given(
-    frames=st.lists(st.tuples(st.sampled_from([0, 3, 26]), st.integers(0, 40), st.booleans()), max_size=12),
-    cuts=st.lists(st.integers(0, 600)),
-)
-def test_frames_are_found_however_the_stream_is_cut(frames, cuts):
-    """Every reply is told once with its request's API and its place; requests without a reply are passed over."""
-    conversation = Conversation()
-    asked = b"".join(request(api, index, size) for index, (api, size, _) in enumerate(frames))
-    answers = [(api, reply(index, size)) for index, (api, size, answered) in enumerate(frames) if answered]
-    said = b"".join(frame for _, frame in answers)
-    begins = itertools.accumulate((len(frame) for _, frame in answers), initial=0)
-    expected = [(begin, api) for begin, (api, _) in zip(begins, answers, strict=False)]
-    for piece, _ in pieces(asked, cuts):
-        conversation.ask(piece)
-    found = []
-    for piece, at in pieces(said, cuts):
-        for start, api in conversation.answer(piece):
-            begin = expected[len(found)][0]
-            assert start == max(0, begin - at)
-            found.append((begin, api))
-    assert found == expected
-
-
-def pieces(data: bytes, cuts: list[int]) -> list[tuple[bytes, int]]:
-    """The data cut at these places: each piece, and where it begins."""
-    places = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
-    return [(data[begin:end], begin) for begin, end in itertools.pairwise(places)]
-
-
-def test_a_stream_that_is_not_kafkas_names_no_api():
-    """Lengths that no frame can have end the search."""
-    conversation = Conversation()
-    conversation.ask(bytes(12) + request(3, 1))
-    assert list(conversation.answer(reply(1))) == []

@@ -26,8 +26,8 @@ from streams.topics import Topics, create_topics
 from streams.up import Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, send
+from tests.tables import DAMAGES, key
 from tests.test_pipeline import values
-from tests.test_table import DAMAGES, key
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
