@@ -112,24 +112,23 @@ class Lanes:
         self._shared.metrics.partitions_owned.set(len(self._lanes))
         _log.info("ready: owns %d partitions", len(self._lanes))
 
-    async def close(self, partitions: set[int] | None = None) -> None:
-        """Stop lanes, all of them by default: what they have in hand is committed, the rest is read again."""
+    async def close(self) -> None:
+        """Stop all lanes: what they have in hand is committed, the rest is read again."""
         for lane in self._preparing:  # a refill may take longer than a rebalance may wait
             lane.give_up()
         async with self._changing:
-            self.waits_for = "its partitions are being assigned anew"
-            gone = [lane for number, lane in self._lanes.items() if partitions is None or number in partitions]
-            for lane in gone:
-                del self._lanes[lane.partition]
+            self.waits_for = JOINING
+            gone = tuple(self._lanes.values())
+            self._lanes.clear()
             await self._on_threads([lane.stop for lane in gone])
             for lane in gone:
                 del self._in_hand[lane.partition]
                 for topic in (self._shared.topics.lookups, self._shared.topics.vectors):
                     self._shared.metrics.consumer_lag.remove(topic, str(lane.partition))
                     self.open_transactions.forget(topic, lane.partition)
-        self._shared.metrics.partitions_owned.set(len(self._lanes))
+        self._shared.metrics.partitions_owned.set(0)
         if gone:
-            _log.info("gave up %d partitions, owns %d", len(gone), len(self._lanes))
+            _log.info("gave up %d partitions", len(gone))
 
     def ready(self, partitions: set[TP]) -> set[TP]:
         """Those whose lane is there and takes more."""
@@ -285,13 +284,12 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
     try:
         while not (health.stop.is_set() or failed.done() or app.crashed):
             await asyncio.wait([failed], timeout=_WATCH_EVERY_S)
+            consumer = cast(CheckpointConsumer, app.consumer)
+            if refusal := consumer.refusal():
+                raise Fatal(f"kept out of group {app.conf.id} ({refusal!r}): if it lacks a right, grant it in the ACLs")
             if starting.done():
                 starting.result()
-                report_lag(app, topics, metrics)
-            elif refusal := cast(CheckpointConsumer, app.consumer).refusal():
-                raise Fatal(
-                    f"not let into group {app.conf.id} ({refusal!r}): if it lacks a right, grant it in the ACLs"
-                )
+                report_lag(app, consumer, topics, metrics)
     finally:
         await app.stop()
         starting.cancel()
@@ -302,9 +300,8 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
         raise Fatal(f"Faust stopped: {app.crash_reason!r}; it is to be started again")
 
 
-def report_lag(app: DedupApp, topics: Topics, metrics: Metrics) -> None:
+def report_lag(app: DedupApp, consumer: CheckpointConsumer, topics: Topics, metrics: Metrics) -> None:
     """Set the lag of each partition: records not fetched, and those that wait in its lane; and what holds it up."""
-    consumer = cast(CheckpointConsumer, app.consumer)
     for tp in consumer.assignment():
         state = consumer.fetch_state(tp)
         if state is None:

@@ -60,11 +60,13 @@ class CheckpointConsumer(aiokafka.Consumer):
     def on_buffer_drop(self, tp: TP) -> None:
         """See `on_buffer_full`."""
 
-    def refusal(self) -> Exception | None:
-        """Why the brokers do not let it into its group: aiokafka tells who reads, and Faust does not at its start."""
-        consumer: Any = self._thread._consumer if self._thread else None
-        coordinator = consumer._coordinator if consumer else None
-        return coordinator._pending_exception if coordinator else None
+    def refusal(self) -> BaseException | None:
+        """Why it can be in its group no longer: aiokafka keeps it for callers of its `getmany`; Faust is none."""
+        coordinator: Any = getattr(self._thread._consumer, "_coordinator", None)
+        if coordinator is None:
+            return None
+        task = coordinator._coordination_task
+        return coordinator._pending_exception or (task.exception() if task.done() and not task.cancelled() else None)
 
     def fetch_state(self, tp: TP) -> tuple[int, int, int] | None:
         """Of a partition the next offset to fetch, the last stable offset and the end; None before the first fetch."""

@@ -1,6 +1,8 @@
 """Brokers that ask for rights: a role that lacks one ends at once, and says which."""
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,12 +10,15 @@ import pytest
 
 from faults.cluster import Cluster
 from faults.guard import Guard
-from streams import clock
+from manyray.client import Client
+from streams import clock, failpoints
+from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
-from streams.up import ROLES
+from streams.up import ROLES, Pipeline
 from streams.version import version_of
 from tests.test_cli import flags, manyray
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -62,4 +67,37 @@ def test_a_role_without_a_right_ends_and_names_it(
         guard.grant(kind)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert re.match("manyray: not (allowed to|let into) .*uthorization.* grant it in the ACLs$", last)
+    assert re.match("manyray: (not allowed to|kept out of) .*uthorization.* grant it in the ACLs$", last)
+
+
+def test_dedup_that_is_refused_within_a_rebalance_ends(
+    settings: Settings, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is fetched then, so nobody asks its consumer, which would wait for that for ever."""
+    monkeypatch.setenv(failpoints.VARIABLE, str(tmp_path))
+    roles = {"ingest": 1, "dedup": 2}
+    with Pipeline(settings, roles) as pipeline, Client(settings) as client:
+        pipeline.wait_ready(WAIT_S)
+        pids = {name: pid for name, pid in pipeline.pids.items() if name.startswith("dedup")}
+
+        def idle() -> list[str]:
+            return [name for name in pids if owned(pipeline.metrics_urls[name]) == 0]
+
+        (tmp_path / "dedup.sent").write_text("hang")
+        client.publish(["one text"])
+        wait_until(lambda: not (tmp_path / "dedup.sent").exists(), "one of them hangs, and will hold up a rebalance")
+        pipeline.start_role("dedup")
+        wait_until(idle, "the other one has given up its partitions for it")
+        (refused,) = idle()
+        (hanging,) = pids.keys() - {refused}
+        guard.revoke("GROUP")
+        try:
+            os.kill(pids[hanging], signal.SIGKILL)
+            wait_until(lambda: pipeline.pids[refused] != pids[refused], f"{refused} ends")
+        finally:
+            guard.grant("GROUP")
+
+
+def owned(metrics_url: str) -> float:
+    """Partitions that a process owns."""
+    return next(sample.value for sample in read_metrics(metrics_url) if sample.name == "manyray_partitions_owned")
