@@ -24,7 +24,9 @@ _log = logging.getLogger("manyray.watchdog")
 Place = tuple[str, int]
 
 ASK_TIMEOUT_S = 5.0
-"""For one answer of the brokers; without it nothing is known of any place, and nothing is a stall."""
+"""For one answer of the brokers; where none comes nothing is known, and nothing is a stall."""
+ROUND_S_MAX = 10.0
+"""For asking about all places. Those that could not be read are asked last, and are left out once it is over."""
 JOIN_TIMEOUT_S = 120.0
 """For joining a group while the brokers answer: a rebalance takes 60 s at most, after a session of 6 s."""
 TELL_S = 1.0
@@ -39,6 +41,8 @@ class Waiting:
         self._reader = reader
         self._before: dict[Place, int] = {}
         self._empty_to: dict[Place, int] = {}
+        self._unread: dict[Place, None] = {}
+        """Places that could not be read when they were asked last, the longest ago first."""
 
     def ask(self, processed: Mapping[Place, int]) -> dict[Place, int]:
         """The records that wait at each place, given the next offset to be processed there.
@@ -50,14 +54,22 @@ class Waiting:
             Retry: the brokers did not answer.
         """
         before, self._before = self._before, dict(processed)
-        waiting: dict[Place, int] = {}
-        for place, offset in processed.items():
+        waiting = {place: 0 for place, offset in processed.items() if before.get(place) != offset}
+        last = {place: number for number, place in enumerate(self._unread, 1)}
+        is_answered = False
+        deadline_s = clock.monotonic_s() + ROUND_S_MAX
+        for place in sorted(processed.keys() - waiting.keys(), key=lambda place: last.get(place, 0)):
+            self._unread.pop(place, None)
             try:
-                waiting[place] = self._at(place, offset) if before.get(place) == offset else 0
+                waiting[place] = self._at(place, processed[place])
             except (KafkaException, Retry) as error:
-                if not self.is_answered():
+                self._unread[place] = None
+                is_answered = is_answered or self.is_answered()
+                if not is_answered:
                     raise Retry(str(error)) from None
                 _log.debug("what waits in %s/%d is not known: %s", *place, error)
+            if clock.monotonic_s() > deadline_s:
+                break
         return waiting
 
     def is_answered(self) -> bool:

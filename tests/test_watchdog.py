@@ -106,6 +106,20 @@ def test_a_place_that_cannot_be_read_hides_no_other(waiting: Waiting, producer: 
     assert (topic, 9) not in waiting.ask(places)
 
 
+def test_places_that_take_long_to_be_read_hide_no_other(
+    waiting: Waiting, producer: Producer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round of one answer: those that cannot be read are asked last from then on."""
+    monkeypatch.setattr("streams.watchdog.ROUND_S_MAX", 0.0)
+    put(producer, topic, 5)
+    producer.commit_transaction(WAIT_S)
+    places: dict[Place, int] = {**{(topic, number): 1 for number in range(6, 10)}, (topic, 0): 1}
+    waiting.ask(places)
+    wait_until(lambda: waiting.ask(places).get((topic, 0)), "the one with records is asked")
+    for _ in range(2 * len(places)):
+        assert waiting.ask(places).get((topic, 0))
+
+
 def test_without_brokers_nothing_is_known(settings: Settings) -> None:
     """So a role that waits for them is not ended for it."""
     (port,) = choose_ports([0])
