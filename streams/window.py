@@ -8,6 +8,8 @@ from streams.dedup import select
 
 _BYTES_A_TOKEN = 3
 """About, for text in the Latin script: it decides when a window is full, never what is computed."""
+POST_BYTES_MAX = 64 * 2**20
+"""Of the texts of a window's posts, each counted: so much is read back if all of them are rejected."""
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class Window:
     texts: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     tokens: int = 0
     posts: int = 0
+    post_bytes: int = 0
 
     def add(self, chunk: Chunk, place: tuple[str, int], offset: int, now_s: float) -> None:
         """Add the chunk at `offset` of `place`, a topic and partition."""
@@ -34,10 +37,12 @@ class Window:
             if fingerprint not in self.texts:
                 self.texts[fingerprint] = text
                 self.tokens += 2 + len(text) // _BYTES_A_TOKEN
+        sizes = [len(text) for text in chunk.texts]
+        self.post_bytes += sum(map(sizes.__getitem__, chunk.contents))
 
     def is_full(self, tokens: int, posts: int) -> bool:
         """Whether it holds so many tokens to compute, or posts to publish: repeats add no tokens."""
-        return self.tokens >= tokens or self.posts >= posts
+        return self.tokens >= tokens or self.posts >= posts or self.post_bytes >= POST_BYTES_MAX
 
     def is_old(self, now_s: float, wait_s: float) -> bool:
         """Whether its oldest chunk has waited long enough."""

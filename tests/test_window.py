@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.internal_pb2 import Chunk
-from streams.window import Window
+from streams.window import POST_BYTES_MAX, Window
 
 
 def fingerprint(number: int) -> bytes:
@@ -74,6 +74,15 @@ def test_it_is_due_when_full_or_old(load, wait_s, age_s):
     assert window.is_full(window.tokens, window.posts + 1)
     assert window.is_full(window.tokens + 1, window.posts)
     assert not window.is_full(window.tokens + 1, window.posts + 1)
+
+
+def test_repeats_of_a_long_text_fill_it_too():
+    """Each post counts with its text: they are read back if the text is rejected. Not by tokens, nor by posts."""
+    text, window = b"x" * 65_536, Window()
+    chunk = Chunk(fingerprints=fingerprint(1), texts=[text], ids=["id"] * 128, contents=[0] * 128)
+    while not window.is_full(10**9, 10**9):
+        window.add(chunk, ("misses", 0), 0, 0.0)
+    assert window.posts * len(text) == POST_BYTES_MAX
 
 
 def test_a_chunk_with_columns_of_unequal_length_is_refused():
