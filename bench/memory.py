@@ -7,6 +7,7 @@ it can. Slopes are those of the last two thirds, by least squares, with their st
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from bench.machine import describe, rss_mib
 from bench.pipeline import total
 from faults.load import Load, Publisher
 from streams import clock
+from streams.dedup import MISS_POSTS_MAX
+from streams.dedup_app import LANE_RECORDS_MAX, STREAM_RECORDS_MAX
+from streams.encode import IN_FLIGHT_MAX
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
 from streams.topics import Topics
@@ -37,8 +41,15 @@ BACKLOG_MOST = 150_000
 """Posts not yet taken by ingest: the publisher stops at so many, and goes on below the other."""
 RETENTION_BYTES = 256 * 2**20
 """Of a partition of a topic that is written: half an hour would be tens of GB."""
-QUEUES_MAX = {"lane_records": 16 + 32, "windows": 2, "window_posts": 20_000 + 500}
-"""A lane's and its agent's records; windows in flight; transaction_posts_max, and the chunk that passes it."""
+
+
+def queues_max(settings: Settings) -> dict[str, int]:
+    """The bounds of what waits in roles, by the label of `manyray_queue_length`."""
+    return {
+        "lane_records": LANE_RECORDS_MAX + STREAM_RECORDS_MAX,  # its agent still has some when fetching stops
+        "windows": IN_FLIGHT_MAX,
+        "window_posts": settings.transaction_posts_max + MISS_POSTS_MAX,  # the last chunk passes the limit
+    }
 
 
 def bound_topics(settings: Settings) -> None:
@@ -82,8 +93,8 @@ def taken(pipeline: Pipeline) -> float:
     return sum(total(pipeline, "ingest", f"manyray_ingest_{what}_total") for what in ("posts", "rejected"))
 
 
-def measure(pipeline: Pipeline, publisher: Publisher, seconds: float) -> None:
-    """Sample until the time is up, keeping a backlog; then print."""
+def measure(pipeline: Pipeline, publisher: Publisher, seconds: float) -> bool:
+    """Sample until the time is up, keeping a backlog; then print. Says whether every queue was within its bound."""
     pids = pipeline.pids
     at: list[float] = []
     done: list[float] = []
@@ -112,12 +123,14 @@ def measure(pipeline: Pipeline, publisher: Publisher, seconds: float) -> None:
         steep, error = slope(at[start:], mib[start:])
         told = f"{mib[0]:.0f} MiB at first, {mib[start]:.0f} after a third, {mib[-1]:.0f} at last, most {max(mib):.0f}"
         print(f"{name:<7} {told}; slope {steep:+.1f} +- {error:.1f} MiB an hour")
+    bounds = queues_max(pipeline.settings)
     for name, length in queues.items():
-        print(f"{name:<13} at most {length:.0f}, bound {QUEUES_MAX[name]}")
+        print(f"{name:<13} at most {length:.0f}, bound {bounds[name]}")
+    return all(length <= bounds[name] for name, length in queues.items())
 
 
-def main() -> None:
-    """Run it and print figures with the machine."""
+def main() -> int:
+    """Run it and print figures with the machine; 1 if a queue was longer than it may be."""
     parser = argparse.ArgumentParser(description="memory at full load")
     parser.add_argument("--minutes", type=float, default=30.0)
     arguments = parser.parse_args()
@@ -129,9 +142,10 @@ def main() -> None:
             bound_topics(pipeline.settings)
             servers, topic = pipeline.settings.bootstrap_servers, settings.posts_topics[0]
             publisher = Publisher(servers, topic, Load(seed=1), rate=1e6)
-            measure(pipeline, publisher, arguments.minutes * 60)
+            is_bounded = measure(pipeline, publisher, arguments.minutes * 60)
             publisher.end()
+    return 0 if is_bounded else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

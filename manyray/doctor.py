@@ -20,7 +20,7 @@ from encoders.source import CARRIED_PACKAGE
 from schemas.errors import ManyrayError
 from streams.broker import read_running
 from streams.endpoint import DEFAULT_PORT
-from streams.kafka_jars import KAFKA_VERSION, damaged, default_cache_dir, pinned
+from streams.kafka_jars import KAFKA_VERSION, damaged, kafka_folder, pinned
 from streams.settings import Settings
 from streams.topics import find_problems, list_partitions
 from streams.version import version_of
@@ -131,7 +131,7 @@ def _kafka_jars(settings: Settings) -> Iterator[Finding]:
     if settings.bootstrap_servers:
         return
     digests = pinned()
-    folder = default_cache_dir() / f"kafka-{KAFKA_VERSION}"
+    folder = kafka_folder()
     wrong = len(damaged(folder, digests))
     if wrong:
         yield Finding("note", f"Kafka {KAFKA_VERSION}: {wrong} of {len(digests)} jars are downloaded at the first `up`")
