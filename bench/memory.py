@@ -2,8 +2,8 @@
 
     python -m bench.memory [--minutes N]
 
-Three posts in ten are new. There is always a backlog, of which the brokers keep what fits; so every role does all that
-it can. Slopes are those of the last two thirds, by least squares, with their standard errors.
+Three posts in ten are new. There is always a backlog: so the slowest role does all that it can, and the others all
+that it lets them. Slopes are those of the last two thirds, by least squares, with their standard errors.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from streams.version import version_of
 EVERY_S = 5.0
 BACKLOG_LEAST = 50_000
 BACKLOG_MOST = 150_000
-"""Posts not yet taken by ingest: the publisher stops at so many, and goes on below the other."""
+"""Posts that have not come out: the publisher stops at so many, and goes on below the other."""
 RETENTION_BYTES = 256 * 2**20
 """Of a partition of a topic that is written: half an hour would be tens of GB."""
 
@@ -88,9 +88,17 @@ def longest_queues(pipeline: Pipeline) -> dict[str, float]:
     }
 
 
-def taken(pipeline: Pipeline) -> float:
-    """Records that ingest has passed on or rejected."""
-    return sum(total(pipeline, "ingest", f"manyray_ingest_{what}_total") for what in ("posts", "rejected"))
+DONE = {
+    "ingest": "manyray_ingest_rejected_total",
+    "dedup": "manyray_dedup_hits_total",
+    "encode": "manyray_encode_posts_total",
+}
+"""What counts the posts that have come out, by role."""
+
+
+def come_out(pipeline: Pipeline) -> float:
+    """Posts that are embedded or rejected."""
+    return sum(total(pipeline, role, metric) for role, metric in DONE.items())
 
 
 def measure(pipeline: Pipeline, publisher: Publisher, seconds: float) -> bool:
@@ -103,7 +111,7 @@ def measure(pipeline: Pipeline, publisher: Publisher, seconds: float) -> bool:
     began_s = clock.monotonic_s()
     while (now_s := clock.monotonic_s() - began_s) < seconds:
         pipeline.raise_failure()
-        backlog = publisher.sent - taken(pipeline)
+        backlog = publisher.sent - come_out(pipeline)
         if backlog > BACKLOG_MOST:
             publisher.go_on_at(0)
         elif backlog < BACKLOG_LEAST:

@@ -20,6 +20,8 @@ from schemas.public_pb2 import (
     Post,
 )  # made from schemas/public.proto; any language's protoc makes yours
 
+QUIET_MAX = 600
+"""Waits for the next record of a topic that has more, of 0.1 s each."""
 Place = tuple[str, int, int]
 """Topic, partition and offset of a post: what embeddings and rejected records name their post by."""
 
@@ -33,8 +35,10 @@ def records(servers: str, topic: str) -> Iterator[Message]:
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "auto.offset.reset": "error",  # else what retention has removed would be passed over
         }
     )
+    quiet = 0
     try:
         found = consumer.list_topics(topic, 30).topics[topic]
         if found.error is not None:
@@ -48,8 +52,14 @@ def records(servers: str, topic: str) -> Iterator[Message]:
                     yield message
                 elif error.code() == KafkaError._PARTITION_EOF:
                     left.discard(message.partition())
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                    sys.exit(f"{topic}/{message.partition()} has lost its first records: there is nothing to compare")
                 elif not error.retriable():
                     raise KafkaException(error)
+                quiet = 0
+            quiet += 1
+            if quiet > QUIET_MAX:
+                sys.exit(f"{topic} gives neither records nor its end: has each of its partitions a leader?")
     finally:
         consumer.close()
 
@@ -69,11 +79,14 @@ def names(value: bytes, post_id: str) -> bool:
 
 
 def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> dict[str, int]:
-    """Count; lost, doubled and strange have to be 0, and never_computed too, if the topic still has every embedding."""
-    sent: dict[Place, bytes] = {}
+    """Count; all from `lost` on have to be 0, and never_computed too if the topic has every embedding there ever was.
+
+    A post is contradicted if it is both embedded and rejected, and strange if what was made of it is not of it.
+    """
+    sent: dict[Place, bytes | None] = {}
     for topic in posts:
         for message in records(servers, topic):
-            sent[place_of(message)] = message.value() or b""
+            sent[place_of(message)] = message.value()
     counts: Counter[Place] = Counter()
     fingerprints: set[bytes] = set()
     computed_once: set[bytes] = set()
@@ -81,31 +94,32 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> di
     for message in records(servers, embeddings):
         embedding = Embedding.FromString(message.value() or b"")
         place = (embedding.source_topic, embedding.source_partition, embedding.source_offset)
-        value = sent.get(place, b"")
-        strange += message.key() != embedding.post_id.encode() or not names(value, embedding.post_id)
+        value = sent.get(place)
+        strange += message.key() != embedding.post_id.encode() or not names(value or b"", embedding.post_id)
         fingerprints.add(embedding.fingerprint)
         if embedding.origin == COMPUTED:
             computed += 1
             computed_once.add(embedding.fingerprint)
         counts[place] += 1
-    embedded = len(counts)
-    turned_down = 0
+    embedded = set(counts)
+    turned_down: set[Place] = set()
     for message in records(servers, rejected):
         headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
         topic = headers["manyray-topic"].decode()
         if topic in posts:
             place = (topic, int(headers["manyray-partition"]), int(headers["manyray-offset"]))
-            strange += sent.get(place) != (message.value() or b"")
-            turned_down += counts[place] == 0
+            strange += sent.get(place) != message.value()
+            turned_down.add(place)
             counts[place] += 1
     return {
         "posts": len(sent),
-        "embedded": embedded,
-        "rejected": turned_down,
+        "embedded": len(embedded),
+        "rejected": len(turned_down),
         "computed": computed,
         "recomputed": computed - len(computed_once),
         "lost": len(sent.keys() - counts.keys()),
         "doubled": sum(count > 1 for count in counts.values()),
+        "contradicted": len(embedded & turned_down),
         "strange": strange + len(counts.keys() - sent.keys()),
         "never_computed": len(fingerprints - computed_once),
     }
@@ -121,7 +135,7 @@ def main() -> int:
     arguments = parser.parse_args()
     counts = verify(arguments.servers, arguments.posts, arguments.embeddings, arguments.rejected)
     print(json.dumps(counts))
-    return 1 if counts["lost"] or counts["doubled"] or counts["strange"] else 0
+    return 1 if any(counts[wrong] for wrong in ("lost", "doubled", "contradicted", "strange")) else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Rows 5 to 7: brokers that end, and connections that fail."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 from faults.fault import THREE_BROKERS, Fault, Strike, add, fault
 from faults.frames import Api
 from faults.proxy import Link
-from faults.run import FaultError, Run
+from faults.run import FAILURES, FaultError, Run
 from streams import clock
 from streams.transactions import WAIT_S
 from streams.up import ROLES
@@ -16,6 +17,8 @@ DOWN_S = 3.0
 LONG_DOWN_S = 70.0
 PARTITION_S = 20.0
 """Longer than the sessions of brokers (5 s) and of group members (6 s)."""
+FAILOVER_S = 3.0
+"""Less than a cluster needs to see that a broker says nothing, which has a session of 5 s."""
 FLAP_S = 2.0
 FLAPS = 8
 LATENCY_S = 0.5
@@ -83,7 +86,7 @@ def broker_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, **THREE_BROKERS)
+@fault(6, **THREE_BROKERS, silent_s=(LONG_DOWN_S, math.inf))
 def all_brokers_down_70_s(run: Run) -> None:
     """All brokers are killed; the roles wait, or end and are started again."""
     for server in run.cluster.servers.values():
@@ -94,7 +97,7 @@ def all_brokers_down_70_s(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6)
+@fault(6, silent_s=(HOLD_S, math.inf))
 def only_broker_killed(run: Run) -> None:
     """The one broker there is dies, and is back when every transaction that was open has run out of time."""
     (server,) = run.cluster.servers.values()
@@ -103,7 +106,7 @@ def only_broker_killed(run: Run) -> None:
     server.start()
 
 
-@fault(6, **THREE_BROKERS)
+@fault(6, **THREE_BROKERS, silent_s=(FAILOVER_S, math.inf))
 def broker_paused(run: Run) -> None:
     """A broker that says nothing and keeps its connections, as on a host that swaps."""
     server = run.cluster.servers[_leader(run)]
@@ -113,12 +116,12 @@ def broker_paused(run: Run) -> None:
     run.cluster.wait_until_whole(WHOLE_S)
 
 
-@fault(6, **THREE_BROKERS)
+@fault(6, **THREE_BROKERS, silent_s=(PARTITION_S, math.inf))
 def roles_started_without_brokers(run: Run) -> None:
     """Every role is killed while no broker is there: it is started again and again until one is."""
     for server in run.cluster.servers.values():
         server.kill()
-    for role in ("ingest", "dedup", "encode"):
+    for role in ROLES:
         run.kill(role)
     run.rest(PARTITION_S)
     for server in run.cluster.servers.values():
@@ -203,41 +206,39 @@ for _path, _links in PATHS.items():
         "latency": partial(_delay, _links),
     }
     for _shape, _strike in _shapes.items():
-        add(Fault(f"{_path}-{_shape}", 7, _strike, **THREE_BROKERS))
+        _silent_s = (FAILOVER_S if _shape == "cut" else 0.0, math.inf)
+        add(Fault(f"{_path}-{_shape}", 7, _strike, **THREE_BROKERS, silent_s=_silent_s))
 for _what, _direction in (("requests", {"to_client": False}), ("replies", {"to_target": False})):
     _strike = partial(_partition, _clients_of_leader, **_direction)
-    add(Fault(f"clients-cut-{_what}", 7, _strike, **THREE_BROKERS))
+    add(Fault(f"clients-cut-{_what}", 7, _strike, **THREE_BROKERS, silent_s=(FAILOVER_S, math.inf)))
 for _name in ("leader", "controller"):
     for _way, _out in (("out", True), ("in", False)):
         add(Fault(f"{_name}-cut-{_way}", 7, partial(_one_way, TARGETS[_name], out=_out), **THREE_BROKERS))
 
 
-def _failures(run: Run) -> float:
-    return sum(sum(run.samples(role, "manyray_transaction_failures_total")) for role in ROLES)
-
-
-def _hold(apis: tuple[Api, ...], seconds: float | None, lasts_s: float, run: Run) -> None:
-    """Hold replies of transactional calls back until some were, then be a good network again."""
+def _hold(api: Api, seconds: float | None, lasts_s: float, run: Run) -> None:
+    """Hold replies to a transactional call back until some were, then be a good network again."""
     link = run.cluster.clients(1)
-    before, failures = link.held, _failures(run)
-    link.hold_replies(apis, seconds)
-    run.wait_until(lambda: link.held > before, "a reply is held back")
+    held, before = link.held, run.by_process(FAILURES)
+    link.hold_replies([api], seconds)
+    run.wait_until(lambda: link.held > held, "a reply is held back")
     run.rest(lasts_s)
     link.heal()
-    run.note(f"{_failures(run) - failures:.0f} transactions failed")
-    if seconds is None and _failures(run) == failures:
+    failed = run.failed_since(before)
+    run.note(f"transactions failed in {', '.join(process for process, _ in failed) or 'no process'}")
+    if not failed and (seconds is None or api is not Api.END_TXN):  # a commit that is told late has been done
         raise FaultError("no transaction failed")
 
 
 for _api in (Api.END_TXN, Api.ADD_PARTITIONS_TO_TXN, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.PRODUCE):
     _call = _api.name.lower().replace("_", "-")
-    add(Fault(f"delayed-{_call}", 5, partial(_hold, (_api,), HOLD_S, HOLD_S + 5), rate=500))
+    add(Fault(f"delayed-{_call}", 5, partial(_hold, _api, HOLD_S, HOLD_S + 5), rate=500))
     # Longer than a call is waited for: so producers are built anew, which then learn what became of the transaction.
     patient = {"stall_timeout_s": 3 * GIVEN_UP_S}
-    add(Fault(f"dropped-{_call}", 5, partial(_hold, (_api,), None, GIVEN_UP_S), rate=500, settings=patient))
+    add(Fault(f"dropped-{_call}", 5, partial(_hold, _api, None, GIVEN_UP_S), rate=500, settings=patient))
 
 
-@fault(5, rate=500)
+@fault(5, rate=500, settings={"stall_timeout_s": 3 * GIVEN_UP_S}, silent_s=(HOLD_S, math.inf))
 def dropped_init_producer_id(run: Run) -> None:
     """Producers that are built anew are not answered: those of a dedup that was killed."""
     link = run.cluster.clients(1)
@@ -245,5 +246,5 @@ def dropped_init_producer_id(run: Run) -> None:
     link.hold_replies([Api.INIT_PRODUCER_ID])
     run.kill("dedup")
     run.wait_until(lambda: link.held > before, "a reply is held back")
-    run.rest(HOLD_S)
+    run.rest(GIVEN_UP_S)
     link.heal()

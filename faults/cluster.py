@@ -40,6 +40,8 @@ from streams.ports import HOST, choose_ports
 START_S_MAX = 90.0
 STOP_S_MAX = 60.0
 LOOK_S_MAX = 60.0
+HEAP_MIB = 256
+"""Of each server."""
 
 _ASK_S = 2.0
 _PAUSE_S = 0.1
@@ -81,12 +83,11 @@ class _Place:
 class Member:
     """A server of a `Cluster`, which keeps its ports and its data through every stop and start."""
 
-    def __init__(self, node: Node, folder: Path, class_path: str, heap_mib: int, java_options: Sequence[str]) -> None:
+    def __init__(self, node: Node, folder: Path, class_path: str, java_options: Sequence[str]) -> None:
         """Use `Cluster.start`."""
         self.node = node
         self._folder = folder
         self._class_path = class_path
-        self._heap_mib = heap_mib
         self._java_options = java_options
         self._server: Server | None = None
         self._logs: list[str] = []
@@ -107,7 +108,7 @@ class Member:
         if not self.alive:
             self._keep_logs()
             self._server = start_server(
-                self._folder, self.node, self._class_path, heap_mib=self._heap_mib, java_options=self._java_options
+                self._folder, self.node, self._class_path, heap_mib=HEAP_MIB, java_options=self._java_options
             )
 
     def start(self) -> None:
@@ -205,7 +206,7 @@ class Cluster:
         """Who keeps the CLIENT listener of a secured cluster."""
 
     @classmethod
-    def start(cls, folder: Path, brokers: int = 3, *, heap_mib: int = 256, secured: bool = False) -> Self:
+    def start(cls, folder: Path, brokers: int = 3, *, secured: bool = False) -> Self:
         """Start `brokers` (1 or 3) servers with their data in `folder`, and return when they are whole.
 
         One that is `secured` asks for what its `guard` says.
@@ -217,7 +218,7 @@ class Cluster:
         cluster = cls()
         cluster.folder = folder
         try:
-            cluster._start(folder.resolve(), brokers, heap_mib, secured)
+            cluster._start(folder.resolve(), brokers, secured)
             if secured:
                 cluster.guard = Guard(cluster.direct_servers)
         except BaseException:
@@ -225,7 +226,7 @@ class Cluster:
             raise
         return cluster
 
-    def _start(self, folder: Path, brokers: int, heap_mib: int, secured: bool) -> None:
+    def _start(self, folder: Path, brokers: int, secured: bool) -> None:
         class_path = resolve_jars()
         java_options = aot_options(class_path, kafka_folder(), lambda _: None)
         places = _choose_places(brokers)
@@ -244,7 +245,7 @@ class Cluster:
             (home / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()), "ascii")
             # C1 alone: in a run of a minute C2 would take more from two cores than it gives back.
             options = [*java_options, "-Djdk.net.hosts.file=hosts", "-XX:TieredStopAtLevel=1"]
-            self.servers[me] = Member(place.node, home, class_path, heap_mib, options)
+            self.servers[me] = Member(place.node, home, class_path, options)
         cluster_id = random_id()[:21] + "A"  # as Kafka wants it: 22 characters of base 64, the last one's low bits 0
         for member in self.servers.values():
             format_storage(folder / f"broker-{member.node.id}", cluster_id, class_path, java_options=java_options)

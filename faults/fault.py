@@ -1,5 +1,6 @@
 """What a fault is, and the list of all of them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,8 @@ class Fault:
     """Whether posts may come out more than once."""
     secured: bool = False
     """Whether the brokers ask the roles for a password, and for rights."""
-    tables: bool = True
-    """Whether the tables are whole in the end."""
+    silent_s: tuple[float, float] = (0.0, math.inf)
+    """The least and the most that its output is silent: after less it did not strike, after more it took too long."""
 
 
 FAULTS: dict[str, Fault] = {}

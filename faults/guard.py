@@ -2,7 +2,7 @@
 # Confluent's names for them, which it exports and does not list.
 """The user of a secured cluster: a password that changes, and rights that are granted and revoked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -30,6 +30,8 @@ GUARDED = {
 }
 """A broker's properties: CLIENT asks for a password, and then for rights."""
 
+KINDS = ("TOPIC", "GROUP", "TRANSACTIONAL_ID", "BROKER")
+"""Of what there are rights to."""
 _USER = "me"
 _WAIT_S = 30.0
 
@@ -43,8 +45,8 @@ class Guard:
         self.kafka: dict[str, str] = {}
         """What the user's `[kafka]` has to say now."""
         self.change_password()
-        for kind in ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID, ResourceType.BROKER:
-            self.grant(kind.name)
+        for kind in KINDS:
+            self.grant(kind)
 
     def change_password(self) -> None:
         """Take another password from now on, which `kafka` has; connections that are open stay so."""
@@ -60,8 +62,15 @@ class Guard:
         }
 
     def grant(self, kind: str) -> None:
-        """Let the user do everything with the resources of a kind: TOPIC, GROUP, TRANSACTIONAL_ID or BROKER."""
+        """Let the user do everything with the resources of one of `KINDS`."""
         _await(self._admin.create_acls([AclBinding(*_everything(kind))]))
+
+    def allow(self, kind: str, name: str, operations: Iterable[str]) -> None:
+        """Let the user do these operations with one resource of a kind; `name` may end in `*`, as many do then."""
+        pattern = ResourcePatternType.PREFIXED if name.endswith("*") else ResourcePatternType.LITERAL
+        resource = (ResourceType[kind], name.removesuffix("*"), pattern, f"User:{_USER}", "*")
+        bindings = [AclBinding(*resource, AclOperation[one], AclPermissionType.ALLOW) for one in operations]
+        _await(self._admin.create_acls(bindings))
 
     def revoke(self, kind: str) -> None:
         """Take back what `grant` gave."""

@@ -20,11 +20,14 @@ from streams.checkpoint import Progress, read_progress
 from streams.refill import vectors_by_fingerprint
 from streams.rocks_table import RocksTable
 from streams.settings import Settings
+from streams.table_folder import folder_of, spare_of
 from streams.topics import Topics
 
 TOLERANCE = 1e-6
 ENDED_S_MAX = 60.0
 """For what dead processes left open to be ended: far more than transaction_timeout_ms."""
+NEXT_S_MAX = 60.0
+"""For the next record of a partition that has more."""
 _AT_ONCE = 1_000
 _PATIENCE_S = 0.05
 """For a batch that is not full, as the last one of each partition is."""
@@ -83,8 +86,8 @@ def await_ends(settings: Settings, topics: Topics) -> None:
                     clock.sleep_s(0.2)
 
 
-def find_problems(settings: Settings, topics: Topics, load: Load, *, tables: bool) -> list[str]:
-    """Everything that does not agree, a line each; `tables` says whether those on disk are looked at too."""
+def find_problems(settings: Settings, topics: Topics, load: Load) -> list[str]:
+    """Everything that does not agree, a line each."""
     expected = Expected.of(settings, topics, load)
     problems, computed = _embeddings(settings, topics, expected)
     for partition in range(settings.partitions):
@@ -96,24 +99,31 @@ def find_problems(settings: Settings, topics: Topics, load: Load, *, tables: boo
         }
         if not _is_trimmed(settings, topics.vectors, partition) and missing - known:
             problems.append(f"{len(missing - known)} vectors are not in {topics.vectors}/{partition}")
-        if tables:
-            problems += _table(settings, topics, partition)
+        problems += _table(settings, topics, partition)
     return problems
 
 
 def _records(settings: Settings, topic: str, partition: int) -> Iterator[Message]:
-    """The committed records of a partition."""
+    """The committed records of a partition.
+
+    Raises:
+        KafkaException: it cannot be read.
+        Fatal: none came for a long time.
+    """
     with closing(clients.reader(settings)) as reader:
         reader.assign([TopicPartition(topic, partition, 0)])
-        while True:
+        deadline_s = clock.monotonic_s() + NEXT_S_MAX
+        while clock.monotonic_s() < deadline_s:
             for message in reader.consume(_AT_ONCE, _PATIENCE_S):
                 error = message.error()
                 if error is None:
                     yield message
+                    deadline_s = clock.monotonic_s() + NEXT_S_MAX
                 elif error.code() == KafkaError._PARTITION_EOF:
                     return
                 elif not error.retriable():
                     raise KafkaException(error)
+    raise Fatal(f"{topic}/{partition} gives no record, and no end, for {NEXT_S_MAX:.0f} s")
 
 
 def _is_trimmed(settings: Settings, topic: str, partition: int) -> bool:
@@ -160,9 +170,9 @@ def _vectors(settings: Settings, topics: Topics, partition: int, expected: Expec
 
 
 def _table(settings: Settings, topics: Topics, partition: int) -> list[str]:
-    """What a table gives is what `vectors` has, and it lacks nothing before its offset, unless it was ever full."""
-    tables = settings.data_dir / "tables" / f"{topics.ray}-{topics.version}"
-    folders = [folder for folder in (tables / str(partition), tables / f"{partition}.spare") if folder.exists()]
+    """What a table gives is what `vectors` has, and it lacks nothing before its offset, unless some was evicted."""
+    folder = folder_of(settings, topics, partition)
+    folders = [one for one in (folder, spare_of(folder)) if one.exists()]
     if not folders:
         return [f"partition {partition} has no table"]
     return [problem for folder in folders for problem in _compare(settings, topics, partition, folder)]
@@ -174,12 +184,12 @@ def _compare(settings: Settings, topics: Topics, partition: int, folder: Path) -
     wrong = missing = 0
     try:
         with closing(RocksTable(folder, size, on_corrupt=lambda: damaged.append("damaged"))) as table:
-            was_full = table.size_bytes() >= size // 2
+            has_evicted = not (folder / "1").exists()  # its first generation
             for message in _records(settings, topics.vectors, partition):
                 if (message.offset() or 0) < table.offset:
                     vectors = vectors_by_fingerprint(message.value(), topics.version)
                     for found, expected in zip(table.get_many(list(vectors)), vectors.values(), strict=True):
-                        missing += found is None and not was_full
+                        missing += found is None and not has_evicted
                         wrong += found is not None and found != expected
     except Retry as error:
         damaged.append(str(error))

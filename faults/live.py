@@ -13,8 +13,8 @@ from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clock
 
 Flow = tuple[str, int]
-"""Where posts come from and go through: a partition of `posts`; of the table, once for what it holds, once for what is
-computed. Each can stand still while the others go on."""
+"""Where posts come from and go through: a partition of `posts`; of the contents, once for those that were there, in a
+table or an encoder, once for those that are computed. Each can stand still while the others go on."""
 
 
 class Live:
@@ -27,6 +27,8 @@ class Live:
         self.embedded = 0
         self.rejected = 0
         self.doubled = 0
+        self.ahead_s = 0.0
+        """By how much the clock of who made the last embedding is ahead of this one."""
         self._posts, self._embeddings, self._rejected, self._partitions = posts, embeddings, rejected, partitions
         self.reasons: Counter[str] = Counter()
         """Rejected posts by reason, each once."""
@@ -114,6 +116,7 @@ class Live:
                 for flow in (("posts", embedding.source_partition), through):
                     newest_ms[flow] = max(newest_ms.get(flow, 0), embedding.posted_ms)
                 self.embedded += self._count(*place)
+                self.ahead_s = (embedding.embedded_ms - clock.now_ms()) / 1000
             else:
                 headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
                 if headers["manyray-topic"].decode() == self._posts:

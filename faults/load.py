@@ -3,7 +3,7 @@
 import json
 import threading
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,21 +18,25 @@ BAD_EVERY = 100
 _AT_ONCE = 1_000
 _SAMPLE = Path(__file__).parent.parent / "manyray" / "sample_posts.txt"
 
-MALFORMED = (
-    b"{",
-    b'{"id": "x", "text": "\xff"}',
-    b'{"id": "", "text": "x"}',
-    b'{"id": "x"}',
-    b'{"id": "' + b"x" * 257 + b'", "text": "x"}',
-    b'{"id": "x", "text": "' + b"x" * 70_000 + b'"}',
-    b"",
+MALFORMED: tuple[tuple[bytes | None, str], ...] = (
+    (b"{", "malformed"),
+    (b'{"id": 1, "text": "x"}', "no_id"),
+    (b"\x12\x7f", "malformed"),
+    (b'{"id": "x", "text": "\xff"}', "not_utf8"),
+    (b'{"id": "", "text": "x"}', "no_id"),
+    (b'{"id": "x"}', "no_text"),
+    (b'{"id": "' + b"x" * 257 + b'", "text": "x"}', "id_too_long"),
+    (b'{"id": "x", "text": "' + b"x" * 70_000 + b'"}', "text_too_long"),
+    (b"", "no_value"),
+    (None, "no_value"),
 )
+"""Bad records, and the reason for which each is to be rejected."""
 
 
 class Load:
     """An endless sequence of posts; so many `texts` were new, records `good` and records `bad` so far.
 
-    What is put into `poison`, by any thread, comes next, and counts as bad.
+    What is put into `poison`, by any thread, comes next, and counts as bad; `reasons` counts why they are.
     """
 
     def __init__(self, seed: int) -> None:
@@ -42,7 +46,8 @@ class Load:
         self.texts = 0
         self.good = 0
         self.bad = 0
-        self.poison: deque[bytes] = deque()
+        self.reasons: Counter[str] = Counter()
+        self.poison: deque[tuple[bytes, str]] = deque()
         self._numbers = array("I")
 
     def number_of(self, post_id: str) -> int | None:
@@ -56,18 +61,16 @@ class Load:
         """The text that is new as the `number`-th."""
         return f"{self._lines[number % len(self._lines)]} {self._seed}.{number}"
 
-    def values(self) -> Iterator[bytes]:
+    def values(self) -> Iterator[bytes | None]:
         """The records, one after another."""
         while True:
             new = self._random.random(_AT_ONCE) < NEW_SHARE
             ages = self._random.zipf(1.1, _AT_ONCE)
             for is_new, age in zip(new.tolist(), ages.tolist(), strict=True):
                 while self.poison:
-                    self.bad += 1
-                    yield self.poison.popleft()
+                    yield self._spoilt(*self.poison.popleft())
                 if (self.good + self.bad) % BAD_EVERY == BAD_EVERY - 1:
-                    self.bad += 1
-                    yield MALFORMED[self.bad % len(MALFORMED)]
+                    yield self._spoilt(*MALFORMED[self.bad % len(MALFORMED)])
                     continue
                 if is_new or not self.texts:
                     number, self.texts = self.texts, self.texts + 1
@@ -76,6 +79,11 @@ class Load:
                 self.good += 1
                 self._numbers.append(number)
                 yield json.dumps({"id": f"p{self._seed}-{self.good}", "text": self.text(number)}).encode()
+
+    def _spoilt(self, value: bytes | None, reason: str) -> bytes | None:
+        self.bad += 1
+        self.reasons[reason] += 1
+        return value
 
 
 class Publisher:
@@ -129,7 +137,7 @@ class Publisher:
                 self._send(next(values))
                 self.sent += 1
 
-    def _send(self, value: bytes) -> None:
+    def _send(self, value: bytes | None) -> None:
         while True:
             try:
                 self._producer.produce(self._topic, value, on_delivery=self._delivered)

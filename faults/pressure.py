@@ -2,49 +2,100 @@
 
 from functools import partial
 
+from confluent_kafka.admin import AdminClient, NewTopic
+
 from bench.machine import rss_mib
+from bench.memory import longest_queues, queues_max
 from faults.fault import Fault, add, fault
+from faults.frames import Api
 from faults.run import FaultError, Run
+from streams import clients, clock
+
+# pyright: reportPrivateImportUsage=false
 
 SLOW_S = 60.0
 GROWTH_MIB_MAX = 100.0
-"""Of a role's memory while another is slow: what it may hold of the load, a transaction's worth, and Python's own."""
+"""Of a role's memory while another is slow: a transaction's worth of the load, and Python's own."""
+WITHHELD_LEAST = 1_000
+"""Records of a topic that are then waited for: many more than any role may have in hand."""
+LATE_S = 2.0
 HOUR_S = 3_600.0
 LASTS_S = 20.0
 
 
 def _stay_flat(run: Run, seconds: float) -> None:
-    """Let it last; no role may grow meanwhile."""
-    before = {name: rss_mib(pid) for name, pid in run.pipeline.pids.items()}
-    run.rest(seconds)
-    grown = {name: rss_mib(pid) - before[name] for name, pid in run.pipeline.pids.items()}
-    run.note(", ".join(f"{name} {mib:+.0f} MiB" for name, mib in grown.items()))
-    if max(grown.values()) > GROWTH_MIB_MAX:
-        raise FaultError(f"memory grew: {grown}")
+    """Let it last; no role may grow meanwhile, nor what waits in it.
+
+    Raises:
+        FaultError: one did, or it ended.
+    """
+    before = {process: rss_mib(process[1]) for process in run.pipeline.pids.items()}
+    most = dict.fromkeys(before, 0.0)
+    bounds, queues = queues_max(run.settings), dict[str, float]()
+    end_s = clock.monotonic_s() + seconds
+    while clock.monotonic_s() < end_s:
+        run.rest(1.0)
+        if set(run.pipeline.pids.items()) != before.keys():
+            raise FaultError("a role ended")
+        for process, mib in before.items():
+            most[process] = max(most[process], rss_mib(process[1]) - mib)
+        for queue, length in longest_queues(run.pipeline).items():
+            queues[queue] = max(queues.get(queue, 0), length)
+    run.note(", ".join(f"{name} {mib:+.0f} MiB" for (name, _), mib in most.items()))
+    run.note(", ".join(f"{queue} at most {length:.0f}" for queue, length in queues.items()))
+    if max(most.values()) > GROWTH_MIB_MAX or any(length > bounds[queue] for queue, length in queues.items()):
+        raise FaultError("a role holds more than it may")
 
 
 @fault(12, launch="slow-encoder")
 def slow_encoder(run: Run) -> None:
     """The encoder takes a second for each window: misses wait in Kafka, nowhere else, and come out when it is fast."""
+
+    def lag() -> float:
+        return sum(run.samples("encode", "manyray_consumer_lag"))
+
     run.arm("slow", "1.0")
     _stay_flat(run, SLOW_S)
+    withheld = lag()
+    if withheld < WITHHELD_LEAST:
+        raise FaultError(f"only {withheld:.0f} records wait for the encoder")
     (run.points / "slow").unlink()
+    began_s = clock.monotonic_s()
+    run.wait_until(lambda: lag() < WITHHELD_LEAST / 10, "the encoder has caught up")
+    run.note(
+        f"{withheld:.0f} records waited for the encoder, and were done {clock.monotonic_s() - began_s:.0f} s after"
+    )
 
 
 @fault(12)
 def slow_output(run: Run) -> None:
-    """What the roles write takes two seconds to arrive: they do less, and hold no more."""
+    """What the roles write is acknowledged two seconds late: they do less, hold no more, and go on meanwhile."""
     link = run.cluster.clients(1)
-    link.delay(1.0)
+    link.hold_replies([Api.PRODUCE], LATE_S)
     _stay_flat(run, SLOW_S)
+    run.await_flow()
     link.heal()
 
 
 def _jump(whose: str, seconds: float, run: Run) -> None:
+    told_s = {"roles": lambda: run.live.ahead_s, "brokers": lambda: _brokers_ahead_s(run)}[whose]
     run.set_clock(whose, seconds)
     run.rest(LASTS_S)
     run.await_flow()
+    if abs((ahead_s := told_s()) - seconds) > LASTS_S:
+        raise FaultError(f"the clock of {whose} is ahead by {ahead_s:.0f} s, not {seconds:.0f} s")
     run.set_clock(whose, 0.0)
+
+
+def _brokers_ahead_s(run: Run) -> float:
+    """By how much the clock of the broker is ahead, as the timestamp says that it gives to a record."""
+    topic, stamps = "clock", list[int]()
+    stamped = NewTopic(topic, 1, config={"message.timestamp.type": "LogAppendTime"})
+    AdminClient({"bootstrap.servers": run.cluster.direct_servers}).create_topics([stamped])[topic].result(30)
+    producer = clients.producer(run.settings)
+    producer.produce(topic, b"", on_delivery=lambda _, message: stamps.append(message.timestamp()[1]))
+    producer.flush(30)
+    return (stamps[0] - clock.now_ms()) / 1000
 
 
 for _whose in ("roles", "brokers"):

@@ -1,5 +1,6 @@
 """Rows 1 to 4 and 14: processes that are killed, stopped, or fail at the worst step."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,11 @@ STEPS = {
     "encode": ("computing", "began", "sent", "committing", "committed"),
 }
 ROWS = {"dedup": 1, "ingest": 2, "encode": 3}
+KILLED_S = (1.0, 30.0)
+KILLED_WITH_STANDBY_S = (1.0, 15.0)
+"""How long output may be silent after kill -9 of a role."""
+FROZEN_S = (4.0, math.inf)
+"""A session of 6 s, less the time since its last heartbeat."""
 COMMIT_S = 0.03
 """About what a commit takes: a kill within it strikes before, in, or after what the coordinator does."""
 
@@ -67,7 +73,9 @@ def _freeze_at(role: str, step: str) -> Strike:
         run.wait_until(lambda: _stopped(run), f"a process of {role} is stopped")
         (zombie,) = _stopped(run)
         run.await_flow()
+        before = {process: 0.0 for process in run.pipeline.pids.items() if process[1] == zombie}
         os.kill(zombie, signal.SIGCONT)
+        run.wait_until(lambda: run.failed_since(before), "what the owner was about to do fails")
 
     return strike
 
@@ -99,9 +107,9 @@ def _fail_at(role: str, step: str, action: str) -> Strike:
 
 for _role, _steps in STEPS.items():
     for _step in _steps:
-        add(Fault(f"kill-{_role}-{_step}", ROWS[_role], _kill_at(_role, _step)))
-    add(Fault(f"kill-{_role}-decided", ROWS[_role], _kill_when_decided(_role)))
-    add(Fault(f"kill-{_role}-flushed", ROWS[_role], _kill_when_flushed(_role)))
+        add(Fault(f"kill-{_role}-{_step}", ROWS[_role], _kill_at(_role, _step), silent_s=KILLED_S))
+    add(Fault(f"kill-{_role}-decided", ROWS[_role], _kill_when_decided(_role), silent_s=KILLED_S))
+    add(Fault(f"kill-{_role}-flushed", ROWS[_role], _kill_when_flushed(_role), silent_s=KILLED_S))
     add(
         Fault(
             f"kill-{_role}-at-least-once",
@@ -109,11 +117,14 @@ for _role, _steps in STEPS.items():
             _kill_when_flushed(_role),
             settings={"delivery": "at_least_once"},
             doubles=True,
+            silent_s=KILLED_S,
         )
     )
-    add(Fault(f"kill-{_role}-with-standby", ROWS[_role], _kill_at(_role, "sent"), roles={_role: 2}))
+    _two = {_role: 2}
+    _strike = _kill_at(_role, "sent")
+    add(Fault(f"kill-{_role}-with-standby", ROWS[_role], _strike, roles=_two, silent_s=KILLED_WITH_STANDBY_S))
     for _step in ("began", "sent"):
-        add(Fault(f"zombie-{_role}-{_step}", 4, _freeze_at(_role, _step), roles={_role: 2}))
+        add(Fault(f"zombie-{_role}-{_step}", 4, _freeze_at(_role, _step), roles=_two, silent_s=FROZEN_S))
     add(Fault(f"retry-{_role}-before-commit", 14, _fail_at(_role, "sent", "raise")))
     add(Fault(f"retry-{_role}-after-commit", 14, _fail_at(_role, "committed", "raise")))
     add(Fault(f"crash-{_role}-after-commit", 14, _fail_at(_role, "committed", "crash")))

@@ -76,7 +76,6 @@ class _Faults:
 
     cut_to_target: bool = False
     cut_to_client: bool = False
-    refuse: bool = False
     delay_s: float = 0.0
     held_apis: frozenset[int] = frozenset()
     hold_s: float = 0.0
@@ -118,11 +117,6 @@ class Link:
         sender has to wait when its system's buffers and ours are full, some MB.
         """
         self._become(replace(self.faults, cut_to_target=to_target, cut_to_client=to_client))
-
-    def refuse(self) -> None:
-        """Reset all connections, and every new one as soon as it is made."""
-        self._become(replace(self.faults, refuse=True))
-        self.reset()
 
     def delay(self, seconds: float) -> None:
         """Let every byte arrive `seconds` later, in each direction; as many bytes a second as before may pass."""
@@ -193,10 +187,7 @@ class _Connection:
     def begin(self) -> None:
         """The client is here."""
         self._link.connections.add(self)
-        if self._link.faults.refuse:
-            self.reset()
-        else:
-            self.go_on()
+        self.go_on()
 
     def go_on(self) -> None:
         """Do what the link's faults allow now."""

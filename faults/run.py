@@ -41,6 +41,11 @@ REST_RATE = 20_000
 """Posts a second once the fault is over: what is left of the load."""
 
 
+FAILURES = "manyray_transaction_failures_total"
+Process = tuple[str, int]
+"""A process's name and id."""
+
+
 class FaultError(Exception):
     """A run could not be carried through; the message says what did not happen."""
 
@@ -102,25 +107,44 @@ class Run:
         """Shift the clock of `roles` or `brokers`."""
         set_clock(self.points, whose, seconds)
 
+    def pids(self, role: str) -> dict[str, int]:
+        """The processes of a role by name; of one that has ended, the id that it had."""
+        return {name: pid for name, pid in self.pipeline.pids.items() if name.partition("-")[0] == role}
+
     def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal every process of a role, as an operator or the kernel does."""
         reached = 0
-        for name, pid in self.pipeline.pids.items():
-            if name.partition("-")[0] == role and pid:
-                with contextlib.suppress(ProcessLookupError):  # it ended, and is about to be started again
-                    os.kill(pid, number)
-                    reached += 1
+        for pid in self.pids(role).values():
+            with contextlib.suppress(ProcessLookupError):  # it ended, and is about to be started again
+                os.kill(pid, number)
+                reached += 1
         if not reached:
             raise FaultError(f"there is no process of {role} to be signalled")
 
-    def samples(self, role: str, name: str) -> list[float]:
+    def samples(self, role: str, metric: str) -> list[float]:
         """The values of a metric, of all labels, of the processes of a role that answer."""
-        found: list[float] = []
-        for process, url in self.pipeline.metrics_urls.items():
-            if process.partition("-")[0] == role:
-                with contextlib.suppress(OSError):
-                    found += [sample.value for sample in read_metrics(url) if sample.name == name]
-        return found
+        return [value for process in self.pids(role) for value in self._read(process, metric)]
+
+    def by_process(self, metric: str) -> dict[Process, float]:
+        """The sum of a metric, of all labels, in each process; 0 in one that does not answer."""
+        return {(process, pid): sum(self._read(process, metric)) for process, pid in self.pipeline.pids.items()}
+
+    def _read(self, process: str, metric: str) -> list[float]:
+        try:
+            return [one.value for one in read_metrics(self.pipeline.metrics_urls[process]) if one.name == metric]
+        except (OSError, KeyError):  # it has ended meanwhile
+            return []
+
+    def failed_since(self, before: Mapping[Process, float]) -> list[Process]:
+        """The processes that ended since, or had more transactions fail than before."""
+        now = self.by_process(FAILURES)
+        return [process for process, count in before.items() if now.get(process, math.inf) > count]
+
+    def await_end(self, role: str, pid: int) -> int:
+        """Wait until the only process of a role is no longer that one; the new one's id."""
+        self.wait_until(lambda: pid not in self.pids(role).values(), f"{role} ends, and is started again")
+        (new,) = self.pids(role).values()
+        return new
 
     def rest(self, seconds: float) -> None:
         """Let a fault last."""
@@ -145,6 +169,11 @@ class Run:
         from_ms = clock.now_ms()
         self.wait_until(lambda: self.live.newest_ms() > from_ms, "new posts come out of every flow")
 
+    def await_hits(self) -> None:
+        """Wait until tables have given vectors from now on: the encoder's repeats are cached too, to a subscriber."""
+        before = sum(self.samples("dedup", "manyray_dedup_hits_total"))
+        self.wait_until(lambda: sum(self.samples("dedup", "manyray_dedup_hits_total")) > before, "tables give vectors")
+
     def await_seen(self, count: int) -> None:
         """Wait until so many posts have come out, for as long as they do come."""
         while (seen := self.live.seen) < count:
@@ -159,43 +188,45 @@ class Run:
 
 def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Verdict:
     """Run a fault with at least so many posts, and judge it; what takes longer than `wait_s` is told as a failure."""
-    LOGS.mkdir(parents=True, exist_ok=True)
     began_s = clock.monotonic_s()
-    load = Load(seed)
-    with ExitStack() as held:
-        folder = Path(held.enter_context(TemporaryDirectory(prefix="manyray-fault-")))
-        held.enter_context(logged_to(held.enter_context((LOGS / f"{fault.name}-{seed}.log").open("w"))))
-        points = held.enter_context(environment(folder, fault.launch))
-        if fault.disk:
-            mount(folder / fault.disk)
-            held.callback(unmount, folder / fault.disk)
-        if fault.clock:
-            held.enter_context(clocks(points, "brokers"))
-        cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers, secured=fault.secured))
-        settings = load_settings(
-            bootstrap_servers=cluster.bootstrap_servers,
-            data_dir=folder / "data",
-            model="hash",
-            replication=fault.brokers,
-            kafka=cluster.guard.kafka if cluster.guard else {},
-            **fault.settings,
-        )
-        direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers, "kafka": {}})
-        create_topics(direct, version_of(direct))
-        if fault.clock:
-            held.enter_context(clocks(points, "roles"))
-        silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts, wait_s=wait_s)
-        topics = Topics.of(settings, version_of(settings))
-        counts: Counter[str] = Counter()
-        try:
+    counts: Counter[str] = Counter()
+    silent_s = math.nan
+    problems: list[str] = []
+    notes: list[str] = []
+    try:
+        with ExitStack() as held:
+            folder = Path(held.enter_context(TemporaryDirectory(prefix="manyray-fault-")))
+            logs = _logs_of(fault, seed)
+            held.enter_context(logged_to(held.enter_context((logs / "roles.log").open("w"))))
+            points = held.enter_context(environment(folder, fault.launch))
+            if fault.disk:
+                mount(folder / fault.disk)
+                held.callback(unmount, folder / fault.disk)
+            if fault.clock:
+                held.enter_context(clocks(points, "brokers"))
+            cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers, secured=fault.secured))
+            held.callback(_keep_logs, cluster, logs)
+            settings = load_settings(
+                bootstrap_servers=cluster.bootstrap_servers,
+                data_dir=folder / "data",
+                model="hash",
+                replication=fault.brokers,
+                kafka=cluster.guard.kafka if cluster.guard else {},
+                **fault.settings,
+            )
+            direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers, "kafka": {}})
+            create_topics(direct, version_of(direct))
+            if fault.clock:
+                held.enter_context(clocks(points, "roles"))
+            load = Load(seed)
+            silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts, wait_s=wait_s)
+            topics = Topics.of(settings, version_of(settings))
             await_ends(direct, topics)
             counts.update(verify(cluster.direct_servers, topics))
             problems += judge(fault, counts, load)
-            problems += find_problems(direct, topics, load, tables=fault.tables)
-        except Exception as error:  # the verdict is told all the same, and other faults are run
-            problems.append(f"not judged to the end: {type(error).__name__}: {error}")
-        for number, member in cluster.servers.items():
-            (LOGS / f"{fault.name}-{seed}-broker-{number}.log").write_text(member.logs(), encoding="utf-8")
+            problems += find_problems(direct, topics, load)
+    except Exception as error:  # the verdict is told all the same, and other faults are run
+        problems.append(f"not carried through: {type(error).__name__}: {error}")
     return Verdict(
         fault.name,
         fault.row,
@@ -210,6 +241,18 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
         problems,
         notes,
     )
+
+
+def _logs_of(fault: Fault, seed: int) -> Path:
+    """The folder of what is said in a run; roles that are broken on purpose have their own."""
+    folder = LOGS / "-".join(filter(None, (fault.name, fault.launch, str(seed))))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _keep_logs(cluster: Cluster, folder: Path) -> None:
+    for number, member in cluster.servers.items():
+        (folder / f"broker-{number}.log").write_text(member.logs(), encoding="utf-8")
 
 
 def _strike(
@@ -236,25 +279,33 @@ def _strike(
             fault.strike(run)
             run.await_flow()
             silent_s = live.note_end()
+            least_s, most_s = fault.silent_s
+            if not least_s <= silent_s <= most_s:
+                problems.append(f"output was silent for {silent_s:.1f} s, not for {least_s:.0f} to {most_s:.0f} s")
+            run.await_hits()
             publisher.go_on_at(REST_RATE)
             run.wait_until(lambda: publisher.sent >= posts, "all posts are sent")
             publisher.end()
             run.await_seen(publisher.sent)
         except Exception as error:  # what had come out until then is judged all the same
             problems.append(f"{type(error).__name__}: {error}")
-            with contextlib.suppress(Exception):  # as it is a failure already
-                cluster.mend()
-                publisher.end()
+            for end in (cluster.mend, publisher.end):
+                with contextlib.suppress(Exception):  # as it is a failure already
+                    end()
         if live.doubled and not fault.doubles:
             problems.append(f"{live.doubled} doubled, as the live subscriber saw it")
+        if live.reasons != load.reasons:
+            problems.append(f"rejected were {dict(live.reasons)}, and bad are {dict(load.reasons)}")
     return silent_s, problems, run.notes
 
 
 def judge(fault: Fault, counts: Mapping[str, int], load: Load) -> list[str]:
     """What is wrong with the counts of a run, a line each."""
-    problems = [f"{counts['lost']} lost"] if counts["lost"] else []
+    problems = [f"{counts[what]} {what}" for what in ("lost", "contradicted") if counts[what]]
     if counts["doubled"] and not fault.doubles:
         problems.append(f"{counts['doubled']} doubled")
+    if fault.doubles and not counts["doubled"]:
+        problems.append("nothing came twice, so nothing was struck")
     if counts["strange"]:
         problems.append(f"{counts['strange']} records do not belong to the post that they name")
     if counts["never_computed"]:

@@ -1,5 +1,6 @@
 """Row 15: rights that are revoked while the pipeline runs, and passwords that change."""
 
+import math
 from functools import partial
 
 from faults.fault import Fault, add, fault
@@ -26,10 +27,11 @@ def _revoke(kind: str, run: Run) -> None:
 
 
 for _kind in ("TOPIC", "GROUP", "TRANSACTIONAL_ID"):
-    add(Fault(f"revoked-{_kind.lower().replace('_', '-')}", 15, partial(_revoke, _kind), secured=True))
+    _name = f"revoked-{_kind.lower().replace('_', '-')}"
+    add(Fault(_name, 15, partial(_revoke, _kind), secured=True, silent_s=(REFUSED_S, math.inf)))
 
 
-@fault(15, secured=True)
+@fault(15, secured=True, silent_s=(REFUSED_S - 2, math.inf))
 def password_changed(run: Run) -> None:
     """The brokers take another password from now on, and cut every connection; the roles get it later, one by one."""
     _guard(run).change_password()

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from faults.fault import THREE_BROKERS, Fault
+from faults.processes import STEPS
+from faults.rebalances import come_or_go
 from faults.report import line, write
 from faults.run import WAIT_S, Run, run_fault
 from streams import clock
@@ -36,8 +38,14 @@ def _choose(run: Run, items: list[Item]) -> Item:
 
 
 def _kill(run: Run) -> Mend:
-    run.kill(_choose(run, list(ROLES)))
-    return lambda: None
+    """At once, or at a step of a transaction if one is reached in time."""
+    role = _choose(run, list(ROLES))
+    if run.random.random() < 0.5:
+        run.kill(role)
+        return lambda: None
+    step = f"{role}.{_choose(run, list(STEPS[role]))}"
+    run.arm(step, "kill")
+    return lambda: (run.points / step).unlink(missing_ok=True)
 
 
 def _bounce(run: Run) -> Mend:
@@ -72,18 +80,13 @@ def _cut(run: Run) -> Mend:
 
 
 def _come_or_go(run: Run) -> Mend:
-    role = _choose(run, list(ROLES))
-    workers = [name for name in run.pipeline.pids if name.partition("-")[0] == role]
-    if len(workers) == 1 or (len(workers) < WORKERS_MAX and run.random.random() < 0.5):
-        run.pipeline.start_role(role)
+    if come_or_go(run, _choose(run, list(ROLES)), WORKERS_MAX) == "came":
         run.pipeline.wait_ready(WAIT_S)  # who dies before it was ever ready is not started again
-    else:
-        run.pipeline.stop_process(_choose(run, workers), kill=bool(run.random.random() < 0.3))
     return lambda: None
 
 
-ACTIONS = {"worker": _come_or_go, "kill": _kill, "network": _cut, "broker": _bounce}
-"""In this order: a worker that starts needs brokers, as by hand."""
+ACTIONS = {"kill": _kill, "worker": _come_or_go, "network": _cut, "broker": _bounce}
+"""In this order: a worker that starts needs brokers, as by hand, while other workers may die."""
 
 
 def _strike(minutes: float, run: Run) -> None:

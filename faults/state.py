@@ -1,11 +1,12 @@
 """Rows 9 and 10: tables that are gone, damaged, old or held, and disks that are full or cannot be written."""
 
+import math
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +14,26 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from faults.fault import Fault, add, fault
-from faults.run import Run
+from faults.run import FaultError, Run
 from streams.rocks_table import RocksTable
+from streams.table_folder import folder_of, spare_of
 
 HELD_S = 20.0
 FULL_S = 15.0
+HELD_BYTES = 2**26
 
 Change = Callable[[Path], object]
 
 
 def _tables(run: Run) -> Path:
     """The folders of the tables, one a partition."""
-    return run.settings.data_dir / "tables" / f"{run.topics.ray}-{run.topics.version}"
+    return folder_of(run.settings, run.topics, 0).parent
+
+
+def _offset(folder: Path) -> int:
+    """How far a table has read `vectors`, while no process has it."""
+    with closing(RocksTable(folder, HELD_BYTES)) as table:
+        return table.offset
 
 
 @contextmanager
@@ -38,8 +47,8 @@ def _without_dedup(run: Run) -> Generator[None]:
 def _between_two_runs(change: Change, run: Run) -> None:
     with _without_dedup(run):
         change(_tables(run))
-    if change is not shutil.rmtree:
-        run.wait_until(lambda: sum(run.samples("dedup", "manyray_table_corrupt_total")), "the damage is found")
+    told = "manyray_table_refilled_total" if change is shutil.rmtree else "manyray_table_corrupt_total"
+    run.wait_until(lambda: sum(run.samples("dedup", told)), f"{told} says that the change is found")
 
 
 def _largest(tables: Path, suffix: str) -> Path:
@@ -76,6 +85,8 @@ def table_of_before(run: Run) -> None:
         copy = shutil.copytree(_tables(run), run.settings.data_dir / "copy")
     run.await_flow()
     with _without_dedup(run):
+        if _offset(_tables(run) / "0") <= _offset(copy / "0"):
+            raise FaultError("the table has not gone on")
         shutil.rmtree(_tables(run))
         shutil.move(copy, _tables(run))
 
@@ -84,7 +95,9 @@ def table_of_before(run: Run) -> None:
 def table_held(run: Run) -> None:
     """Another process holds the lock of a table while dedup starts."""
     with _without_dedup(run):
-        holder = RocksTable(_tables(run) / "0", 2**26)
+        table = _tables(run) / "0"
+        holder = RocksTable(table, HELD_BYTES)
+    run.wait_until(spare_of(table).exists, "a spare one is begun")
     run.await_flow()
     run.rest(HELD_S)
     holder.close()
@@ -113,24 +126,24 @@ def _fill(disk: Path) -> Path:
     return filler
 
 
-@fault(10, disk="data/tables", settings={"table_disk_mib": 64})
+@fault(10, disk="data/tables", settings={"table_disk_mib": 64}, silent_s=(FULL_S, math.inf))
 def disk_of_tables_full(run: Run) -> None:
     """Dedup ends, is started again and again, and goes on when there is space."""
+    pid = run.pipeline.pids["dedup"]
     filler = _fill(run.settings.data_dir / "tables")
-    before = run.pipeline.pids["dedup"]
-    run.wait_until(lambda: run.pipeline.pids["dedup"] != before, "dedup ends")
+    run.await_end("dedup", pid)
     run.rest(FULL_S)
     filler.unlink()
 
 
-@fault(10, disk="data/tables")
+@fault(10, disk="data/tables", silent_s=(FULL_S, math.inf))
 def disk_of_tables_read_only(run: Run) -> None:
     """While dedup is down its disk becomes one that only can be read, as Linux makes one that fails."""
-    tables = run.settings.data_dir / "tables"
+    tables, killed = run.settings.data_dir / "tables", run.pipeline.pids["dedup"]
     run.kill("dedup")
     run.wait_until(lambda: _remount(tables, "ro"), "the disk is read-only")
-    before = run.pipeline.pids["dedup"]
-    run.wait_until(lambda: run.pipeline.pids["dedup"] != before, "dedup ends")
+    started = run.await_end("dedup", killed)
+    run.await_end("dedup", started)  # as it cannot write
     run.rest(FULL_S)
     run.wait_until(lambda: _remount(tables, "rw"), "the disk can be written again")
 
@@ -139,7 +152,7 @@ def _remount(folder: Path, how: str) -> bool:
     return subprocess.run(["mount", "-o", f"remount,{how}", folder], check=False, capture_output=True).returncode == 0
 
 
-@fault(10, disk="brokers")
+@fault(10, disk="brokers", silent_s=(FULL_S, math.inf))
 def disk_of_broker_full(run: Run) -> None:
     """The broker ends, as Kafka does; the roles wait for it, and go on when it is there again with space."""
     filler = _fill(run.cluster.folder)

@@ -11,8 +11,8 @@ from schemas.internal_pb2 import Chunk, Source
 _CONTENT_BYTES = 24  # a fingerprint, and tag and length of the text
 _POST_BYTES = 40  # the number columns, and tag and length of the id
 
-SourceKey = tuple[str, int]
-"""Topic and partition that a post was read from."""
+Place = tuple[str, int]
+"""A topic and the number of one of its partitions."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class ChunkBuilder:
 
     fingerprints: dict[bytes, int] = field(default_factory=dict[bytes, int])
     texts: list[bytes] = field(default_factory=list)
-    sources: dict[SourceKey, int] = field(default_factory=dict)
+    sources: dict[Place, int] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     post_sources: list[int] = field(default_factory=list)
@@ -47,7 +47,7 @@ class ChunkBuilder:
             self.size_bytes += len(text) + _CONTENT_BYTES
         return index
 
-    def add_post(self, post_id: str, content: int, source: SourceKey, offset: int, posted_ms: int) -> None:
+    def add_post(self, post_id: str, content: int, source: Place, offset: int, posted_ms: int) -> None:
         """Add a post with the content of that index."""
         index = self.sources.get(source)
         if index is None:

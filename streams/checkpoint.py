@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
+from schemas.chunk import Place
 from schemas.errors import Retry
 from schemas.internal_pb2 import Checkpoint, Chunk, Source
 from streams import clients, clock
@@ -26,7 +27,7 @@ class Progress:
     """How far dedup got in a partition: the next offset of `lookups`, and the last of each line of chunks."""
 
     lookups_offset: int = 0
-    sources: dict[tuple[str, int], Source] = field(default_factory=dict[tuple[str, int], Source])
+    sources: dict[Place, Source] = field(default_factory=dict[Place, Source])
 
     def after(self, chunk: Chunk, offset: int, *, accept_gaps: bool = False, repeats: bool = False) -> "Progress":
         """The progress once the chunk at `offset` is done; `repeats` says whether numbers may come again.

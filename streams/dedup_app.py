@@ -16,6 +16,7 @@ from typing import Any, cast
 import faust
 from faust.types import TP
 
+from schemas.chunk import Place
 from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clients
 from streams.broker import writing_to
@@ -157,7 +158,7 @@ class Lanes:
         """The next offset to read of each partition of both topics."""
         return {TP(*place): offset for place, offset in self.processed().items()}
 
-    def processed(self) -> dict[tuple[str, int], int]:
+    def processed(self) -> dict[Place, int]:
         """The next offset to be processed of each partition of both topics. Any thread may ask."""
         topics = self._shared.topics
         return {

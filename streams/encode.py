@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
-from schemas.chunk import parse_chunk, rekey
+from schemas.chunk import Place, parse_chunk, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, Reject, Retry
@@ -22,7 +22,7 @@ from schemas.internal_pb2 import Chunk
 from streams import clock
 from streams.attempts import keep_going, with_retries
 from streams.failpoints import reach
-from streams.group import Member, Place
+from streams.group import Member
 from streams.metrics import Metrics
 from streams.recent import RecentVectors
 from streams.rejected import Original, read_back, send_rejected

@@ -16,6 +16,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from schemas.chunk import Place
 from schemas.errors import Fatal, Retry
 from streams import clients
 from streams.health import JOINING
@@ -27,7 +28,6 @@ _log = logging.getLogger("manyray.group")
 
 COMMITTED_TIMEOUT_S = 10.0
 STATISTICS_MS = 2_000
-Place = tuple[str, int]
 
 
 @dataclass(slots=True)

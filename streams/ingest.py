@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Message, TopicPartition
 
-from schemas.chunk import ChunkBuilder, SourceKey
+from schemas.chunk import ChunkBuilder, Place
 from schemas.content import fingerprinter
 from schemas.errors import Reject
 from schemas.internal_pb2 import Source
@@ -46,13 +46,13 @@ class Batch:
 
     chunks: list[tuple[int, ChunkBuilder]]
     rejected: list[Rejected]
-    next_offsets: dict[SourceKey, int]
+    next_offsets: dict[Place, int]
 
 
 def sort_posts(messages: list[Message], packer: Packer, text_bytes_max: int) -> Batch:
     """Decode records; good posts go to the packer's chunks, bad ones are listed with their reason."""
     rejected: list[Rejected] = []
-    next_offsets: dict[SourceKey, int] = {}
+    next_offsets: dict[Place, int] = {}
     add = packer.add
     for message in messages:
         source = (message.topic() or "", message.partition() or 0)
@@ -77,7 +77,7 @@ class Ingest:
     member: Member
     producer: StageProducer
     packer: Packer
-    lines: dict[SourceKey, Line] = field(default_factory=dict[SourceKey, Line])
+    lines: dict[Place, Line] = field(default_factory=dict[Place, Line])
 
     @classmethod
     def join(cls, settings: Settings, topics: Topics, metrics: Metrics, stop: threading.Event) -> "Ingest":
@@ -92,7 +92,7 @@ class Ingest:
         )
         with_retries(producer.open, stop)
         # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
-        lines: dict[SourceKey, Line] = {}
+        lines: dict[Place, Line] = {}
         group = f"manyray.ingest.{settings.ray}"
         member = Member.join(settings, group, list(topics.posts), metrics, on_revoke=lines.clear, on_lost=lines.clear)
         fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
@@ -116,7 +116,7 @@ class Ingest:
     def publish(self, batch: Batch) -> None:
         """Write a batch, the numbers of its chunks and its offsets in one transaction."""
         lines = {source: self._line(source) for source in batch.next_offsets}
-        sent: dict[SourceKey, list[int]] = defaultdict(lambda: [0] * self.settings.partitions)
+        sent: dict[Place, list[int]] = defaultdict(lambda: [0] * self.settings.partitions)
         self.producer.begin()
         for partition, builder in batch.chunks:
             sources: list[Source] = []
@@ -160,7 +160,7 @@ class Ingest:
         self.member.close()
         self.producer.close()
 
-    def _line(self, source: SourceKey) -> Line:
+    def _line(self, source: Place) -> Line:
         line = self.lines.get(source)
         if line is None:
             partitions = self.settings.partitions

@@ -1,7 +1,7 @@
 """Apache Kafka's own jars, downloaded once from their Maven coordinates and checked against pinned digests.
 
 `kafka_jars.properties` pins every jar that Kafka needs by its SHA-256, so what runs here is byte for byte what was
-tested. To move to another version: change `KAFKA`, and write what `lock()` returns to that file.
+tested. To move to another version: change `KAFKA_VERSION`, and write what `lock()` returns to that file.
 """
 
 import fcntl
@@ -14,11 +14,16 @@ from pathlib import Path
 
 from schemas.errors import Fatal
 
-KAFKA_VERSION = "4.2.2"
+KAFKA_VERSION = "4.2.2"  # 4.3.0 and 4.3.1 may lose the end of a transaction: KAFKA-20734, DECISIONS 32
 KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 # Kafka's pom names no logger that would write Log4j's files (its own distribution adds one): without it no log at all.
-LOGGER = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
+# Its version is that of log4j-core.
+LOGGER = "org.apache.logging.log4j:log4j-slf4j-impl"
 
+_HEAD = """\
+# What the embedded broker runs: group/artifact/version=SHA-256 of the jar, as Maven Central publishes it.
+# Made by `python -c "from streams.kafka_jars import lock; print(lock(), end='')"`; do not edit by hand.
+"""
 _DOWNLOADS = 8  # at a time
 _ATTEMPTS = 2  # a jar cut short on its way is fetched once more
 
@@ -107,10 +112,11 @@ def lock() -> str:
         context = MavenContext(repo_cache=Path(folder))
         # The logger is not resolved along with Kafka: its pom would then rule Kafka's own versions.
         roots, others = context.resolver.resolve([context.create_dependency(KAFKA)])
-        wanted = [*roots, *others, context.create_dependency(LOGGER)]
+        core = next(one.version for one in others if one.artifactId == "log4j-core")
+        wanted = [*roots, *others, context.create_dependency(f"{LOGGER}:{core}")]
         coordinates = sorted(f"{one.groupId}/{one.artifactId}/{one.version}" for one in wanted)
         _download(Path(folder), coordinates)
-        return "".join(f"{one}={sha256(Path(folder) / jar_path(one))}\n" for one in coordinates)
+        return _HEAD + "".join(f"{one}={sha256(Path(folder) / jar_path(one))}\n" for one in coordinates)
 
 
 def _download(folder: Path, coordinates: Sequence[str]) -> None:

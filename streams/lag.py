@@ -7,6 +7,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import Gauge
 
+from schemas.chunk import Place
 from streams import clock
 from streams.metrics import Metrics
 
@@ -18,7 +19,7 @@ class OpenTransactions:
     """How long a transaction that nobody ends has kept committed-only readers from what lies behind its beginning."""
 
     seconds: Gauge
-    _since: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict[tuple[str, int], tuple[int, float]])
+    _since: dict[Place, tuple[int, float]] = field(default_factory=dict[Place, tuple[int, float]])
 
     def note(self, topic: str, partition: int, *, read: int, stable: int, end: int) -> None:
         """Set the gauge. All before `read` was read, and may be before `stable`; the partition's end is `end`."""
@@ -48,13 +49,13 @@ class LagReporter:
     metrics: Metrics
     open_transactions: OpenTransactions
     _next_s: float = 0.0
-    _ends: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
+    _ends: dict[Place, int] = field(default_factory=dict[Place, int])
 
     def reached_end(self, topic: str, partition: int, offset: int) -> None:
         """All up to `offset` was read: control records at the end, which no reader sees, are no lag."""
         self._ends[topic, partition] = offset
 
-    def report(self, processed: dict[tuple[str, int], int]) -> None:
+    def report(self, processed: dict[Place, int]) -> None:
         """Set the gauge from the watermarks last fetched and the next offset to process of each partition."""
         if clock.monotonic_s() < self._next_s:
             return
@@ -67,7 +68,7 @@ class LagReporter:
                 done = max(done, self._ends.get((topic, partition), 0))
             self.metrics.consumer_lag.labels(topic, str(partition)).set(max(0, high - done))
 
-    def told(self, statistics: Mapping[str, Any], owned: set[tuple[str, int]]) -> None:
+    def told(self, statistics: Mapping[str, Any], owned: set[Place]) -> None:
         """Look for open transactions in librdkafka's statistics, which alone say where they begin."""
         topics = statistics.get("topics", {})
         for topic, partition in owned:

@@ -30,6 +30,7 @@ from streams.refill import refill, vectors_by_fingerprint
 from streams.rocks_table import RocksTable
 from streams.settings import Settings
 from streams.table import Table
+from streams.table_folder import folder_of, spare_of
 from streams.tiered_table import TieredTable
 from streams.topics import Topics
 from streams.transactions import KeyValue, StageProducer
@@ -283,12 +284,12 @@ class Lane:
             Fatal: it cannot be opened, or the spare one is held too.
         """
         settings = self._settings
-        folder = settings.data_dir / "tables" / f"{self._topics.ray}-{self._topics.version}" / str(self.partition)
+        folder = folder_of(settings, self._topics, self.partition)
         # Shares of one process's bounds by the partitions that one process may own: all of them.
         disk_bytes = settings.table_disk_mib * 2**20 // settings.partitions
         ram_bytes = settings.table_ram_mib * 2**20 // settings.partitions
         deadline_s = clock.monotonic_s() + HELD_WAIT_S
-        spare = folder.with_name(f"{self.partition}.spare")
+        spare = spare_of(folder)
         chosen = folder
         while True:
             try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from schemas.chunk import ChunkBuilder, SourceKey
+from schemas.chunk import ChunkBuilder, Place
 from schemas.content import normalise, partition_of
 from schemas.post import Post
 
@@ -26,7 +26,7 @@ class Packer:
     _open: dict[int, ChunkBuilder] = field(default_factory=dict[int, ChunkBuilder])
     _known: dict[str, tuple[int, ChunkBuilder, int]] = field(default_factory=dict[str, tuple[int, ChunkBuilder, int]])
 
-    def add(self, post: Post, source: SourceKey, offset: int, posted_ms: int) -> None:
+    def add(self, post: Post, source: Place, offset: int, posted_ms: int) -> None:
         """Add one post from `offset` of `source`."""
         known = self._known.get(post.text)
         if known is None or self._open.get(known[0]) is not known[1]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from schemas.chunk import Place
 from schemas.errors import Reject, Retry
 from schemas.post import Post, encode_post
 from streams import clients
@@ -104,7 +105,7 @@ def read_back(settings: Settings, rebuilt: Sequence[Original]) -> dict[tuple[str
     return {one.place: one for one in found}
 
 
-def _read_place(reader: Consumer, place: tuple[str, int], rebuilt: Sequence[Original]) -> list[Original]:
+def _read_place(reader: Consumer, place: Place, rebuilt: Sequence[Original]) -> list[Original]:
     """As `read_back`, for records of one partition in the order of their offsets."""
     found: list[Original] = []
     message: Message | None = None
@@ -122,7 +123,7 @@ def _read_place(reader: Consumer, place: tuple[str, int], rebuilt: Sequence[Orig
     return found
 
 
-def _next(reader: Consumer, place: tuple[str, int]) -> Message | None:
+def _next(reader: Consumer, place: Place) -> Message | None:
     """The next record; None at the end, or where we may not read."""
     message = reader.poll(READ_TIMEOUT_S)
     if message is None:

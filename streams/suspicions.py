@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from confluent_kafka import TopicPartition
 
+from schemas.chunk import Place
 from streams import clock
-from streams.group import Member, Place
+from streams.group import Member
 from streams.suspect import Suspicion
 from streams.transactions import StageProducer
 from streams.window import Window

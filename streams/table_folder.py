@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 from streams import clock
+from streams.settings import Settings
+from streams.topics import Topics
 
 _log = logging.getLogger("manyray.table")
 
@@ -12,6 +14,16 @@ FORMAT = "1"
 """Of what the table writes: raise it when that changes, and tables of before are refilled."""
 _FORMAT_FILE = "FORMAT"
 _GENERATIONS = 2
+
+
+def folder_of(settings: Settings, topics: Topics, partition: int) -> Path:
+    """Where the table of a partition lies: each version of a ray has its own."""
+    return settings.data_dir / "tables" / f"{topics.ray}-{topics.version}" / str(partition)
+
+
+def spare_of(folder: Path) -> Path:
+    """Where it lies instead, while another process holds that."""
+    return folder.with_name(f"{folder.name}.spare")
 
 
 def claim(folder: Path) -> list[int]:

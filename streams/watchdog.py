@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from schemas.chunk import Place
 from schemas.errors import Retry
 from streams import clients, clock
 from streams.health import JOINING, Health
@@ -21,7 +22,6 @@ from streams.stall import Stalls
 
 _log = logging.getLogger("manyray.watchdog")
 
-Place = tuple[str, int]
 
 ASK_TIMEOUT_S = 5.0
 """For one answer of the brokers; where none comes nothing is known, and nothing is a stall."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from schemas.chunk import Place
 from schemas.content import split_fingerprints
 from schemas.internal_pb2 import Chunk, Source
 from streams.dedup import select
@@ -18,14 +19,14 @@ class Window:
 
     first_s: float = 0.0
     chunks: list[Chunk] = field(default_factory=list[Chunk])
-    first_offsets: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
-    next_offsets: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
+    first_offsets: dict[Place, int] = field(default_factory=dict[Place, int])
+    next_offsets: dict[Place, int] = field(default_factory=dict[Place, int])
     texts: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     tokens: int = 0
     posts: int = 0
     post_bytes: int = 0
 
-    def add(self, chunk: Chunk, place: tuple[str, int], offset: int, now_s: float) -> None:
+    def add(self, chunk: Chunk, place: Place, offset: int, now_s: float) -> None:
         """Add the chunk at `offset` of `place`, a topic and partition."""
         if not self.chunks:
             self.first_s = now_s

@@ -27,7 +27,7 @@ class Seen:
     vectors: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
-def send(settings: Settings, values: Iterable[bytes]) -> int:
+def send(settings: Settings, values: Iterable[bytes | None]) -> int:
     """Produce records to the input topic as they are; returns how many."""
     producer = Producer(
         {

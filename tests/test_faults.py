@@ -1,5 +1,6 @@
 """Faults on real brokers: a part of `python -m faults`, and the proof that its oracle sees what it is there to see."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,11 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 POSTS = 5_000
 SOME = ("kill-dedup-flushed", "kill-ingest-flushed", "zombie-dedup-began")
-WAIT_S = 40.0
+WAIT_S = 30.0
 """A pipeline that is broken on purpose may never bring what is waited for."""
 BROKEN = {
-    "no-fencing": ("zombie-dedup-began", "doubled"),
-    "read-uncommitted": ("kill-ingest-flushed", " lost"),
+    "no-fencing": ("zombie-dedup-began", r"^\d+ doubled$"),
+    "read-uncommitted": ("kill-ingest-flushed", r"^\d+ lost$"),
     "remember-uncommitted": ("retry-encode-before-commit", "without ever being computed"),
 }
 
@@ -28,7 +29,6 @@ def test_nothing_is_lost_or_doubled(name: str) -> None:
     verdict = run_fault(FAULTS[name], seed=1, posts=POSTS)
     assert verdict.problems == []
     assert verdict.posts >= POSTS
-    assert verdict.silent_s < 60
 
 
 def test_at_least_once_loses_nothing() -> None:
@@ -45,7 +45,7 @@ def test_a_pipeline_that_is_broken_on_purpose_turns_a_fault_red(broken: str) -> 
     """
     name, told = BROKEN[broken]
     verdict = run_fault(replace(FAULTS[name], launch=broken), seed=1, posts=POSTS, wait_s=WAIT_S)
-    assert [problem for problem in verdict.problems if told in problem]
+    assert [problem for problem in verdict.problems if re.search(told, problem)]
 
 
 def test_the_check_from_outside_uses_nothing_of_ours() -> None:

@@ -343,21 +343,6 @@ def test_reset_closes_what_is_open(line):
     assert read(far, 1) == b"1"
 
 
-def test_refusing_lasts_until_heal(line):
-    """Open connections are reset, and so is every new one, which never reaches the target."""
-    sides = line.connect()
-    line.link.refuse()
-    assert is_reset(sides[0])
-    assert is_reset(sides[1])
-    assert is_turned_away(line)
-    assert is_turned_away(line)
-    assert not line.reached()
-    line.link.heal()
-    near, far = line.connect()
-    near.sendall(b"1")
-    assert read(far, 1) == b"1"
-
-
 # Faults of Kafka ----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from faults.load import MALFORMED
 from schemas.content import normalise
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -24,21 +25,10 @@ pytestmark = pytest.mark.broker
 class Load:
     """Posts with malformed records among them, and what is to come of them."""
 
-    values: list[bytes]
+    values: list[bytes | None]
     good_ids: set[str]
-    bad: list[tuple[bytes, str]]
+    bad: list[tuple[bytes | None, str]]
     contents: int
-
-
-MALFORMED = [
-    (b"{", "malformed"),
-    (b'{"id": "x", "text": "\xff"}', "not_utf8"),
-    (b'{"id": "", "text": "x"}', "no_id"),
-    (b'{"id": "x"}', "no_text"),
-    (b'{"id": "' + b"x" * 257 + b'", "text": "x"}', "id_too_long"),
-    (b'{"id": "x", "text": "' + b"x" * 70_000 + b'"}', "text_too_long"),
-    (b"", "no_value"),
-]
 
 
 def make_load(texts: list[str], prefix: str = "p") -> Load:

@@ -22,6 +22,7 @@ from streams.refill import progress, refill
 from streams.rocks_table import index_cache
 from streams.settings import Settings
 from streams.table import MemoryTable
+from streams.table_folder import folder_of, spare_of
 from streams.topics import Topics, create_topics
 from streams.up import Pipeline
 from streams.version import version_of
@@ -150,17 +151,12 @@ def lookup(topics: Topics, numbers: range) -> bytes:
     return builder.build(topics.version, sources).SerializeToString()
 
 
-def folder_of(settings: Settings, topics: Topics) -> Path:
-    """Where the table of the first partition lies."""
-    return settings.data_dir / "tables" / f"{topics.ray}-{topics.version}" / "0"
-
-
 def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, topics: Topics) -> None:
     """Values are checked when they are read: the table is set aside and refilled, and then the posts are hits."""
     publish(small, topics, 100)
     with lane_of(small, topics, Metrics.create()):
         pass
-    for blob in folder_of(small, topics).rglob("*.blob"):
+    for blob in folder_of(small, topics, 0).rglob("*.blob"):
         blob.write_bytes(DAMAGES["cut to half"](blob.read_bytes()))
     metrics = Metrics.create()
     with lane_of(small, topics, metrics) as lane:
@@ -169,7 +165,7 @@ def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, t
         wait_until(done.is_set, "the look-ups are done")
         assert (metrics.dedup_hits._value.get(), metrics.dedup_posts._value.get()) == (500, 500)
         assert (metrics.table_corrupt._value.get(), lane.vectors_offset) == (1, 100)
-    assert len(list(folder_of(small, topics).parent.glob("0.corrupt-*"))) == 1
+    assert len(list(folder_of(small, topics, 0).parent.glob("0.corrupt-*"))) == 1
 
 
 def test_a_lane_refills_a_table_that_is_deleted_while_it_learns(small: Settings, topics: Topics) -> None:
@@ -178,7 +174,7 @@ def test_a_lane_refills_a_table_that_is_deleted_while_it_learns(small: Settings,
     metrics = Metrics.create()
     with lane_of(small, topics, metrics) as lane:
         publish(small, topics, count)
-        shutil.rmtree(folder_of(small, topics))
+        shutil.rmtree(folder_of(small, topics, 0))
         events = [put(lane, record_of(topics.version, number), number, is_vectors=True) for number in range(count)]
         wait_until(events[-1].is_set, "all is learned")
         assert metrics.table_corrupt._value.get() == 1
@@ -191,8 +187,8 @@ def test_a_table_that_is_held_is_left_to_its_holder(small: Settings, topics: Top
     """A stopped process may hold a table for long: the lane says so, and goes on with a spare one, until it is opened
     again when nobody holds the first.
     """
-    folder = folder_of(small, topics)
-    spare = folder.with_name("0.spare")
+    folder = folder_of(small, topics, 0)
+    spare = spare_of(folder)
     code = (
         "import sys; from pathlib import Path; from streams.rocks_table import RocksTable\n"
         f"table = RocksTable(Path({str(folder)!r}), {2**24}); print('held', flush=True); sys.stdin.read()"
@@ -233,8 +229,8 @@ def test_look_ups_do_not_wait_longer_than_they_may(settings: Settings) -> None:
     with Pipeline(settings.model_copy(update={"restore_wait_s": 0.0})) as pipeline:
         pipeline.wait_ready(WAIT_S)
         send(settings, some("b"))
-        await_embeddings(settings, 2 * count)
-        wait_until(lambda: sum(values(pipeline, "dedup", "manyray_table_learned_total")) >= count, "the table is whole")
+        computed = await_embeddings(settings, 2 * count).computed
+        wait_until(lambda: sum(values(pipeline, "dedup", "manyray_table_learned_total")) >= computed, "it is whole")
         assert sum(values(pipeline, "dedup", "manyray_table_refilled_total")) == 0
         before = sum(values(pipeline, "dedup", "manyray_dedup_hits_total"))
         send(settings, some("c"))

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from faults.cluster import Cluster
-from faults.guard import Guard
+from faults.guard import KINDS, Guard
 from manyray.client import Client
 from streams import clock, failpoints
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
-from streams.topics import create_topics
+from streams.topics import Topics, create_topics
 from streams.up import ROLES, Pipeline
 from streams.version import version_of
+from tests.oracle import await_embeddings, post, send
 from tests.test_cli import flags, manyray
 from tests.waiting import WAIT_S, wait_until
 
@@ -68,6 +69,55 @@ def test_a_role_without_a_right_ends_and_names_it(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert re.match("manyray: (not allowed to|kept out of) .*uthorization.* grant it in the ACLs$", last)
+
+
+READS = {
+    "ingest": ["posts"],
+    "dedup": ["lookups", "vectors", "checkpoints"],
+    "encode": ["misses", "posts"],
+}
+WRITES = {
+    "ingest": ["lookups", "rejected"],
+    "dedup": ["misses", "checkpoints", "embeddings"],
+    "encode": ["vectors", "embeddings", "rejected"],
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_rights_of_the_reference_are_enough(guarded: Cluster, settings: Settings, guard: Guard, role: str) -> None:
+    """A role that may do what docs/reference.md lists, and nothing else, does its work."""
+    unguarded = {"bootstrap_servers": guarded.direct_servers, "kafka": {}, "data_dir": settings.data_dir / "others"}
+    open_to_all = settings.model_copy(update=unguarded)
+    topics = Topics.of(settings, version_of(settings))
+    names = {"posts": topics.posts[0], **{name: getattr(topics, name) for names in WRITES.values() for name in names}}
+    for kind in KINDS:
+        guard.revoke(kind)
+    try:
+        for name in names.values():
+            guard.allow("TOPIC", name, ["DESCRIBE"])
+        for name in READS[role]:
+            guard.allow("TOPIC", names[name], ["READ"])
+        for name in WRITES[role]:
+            guard.allow("TOPIC", names[name], ["WRITE"])
+        guard.allow("GROUP", f"manyray.{role}.{settings.ray}", ["READ"])
+        guard.allow("GROUP", "manyray.reader", ["DESCRIBE"])
+        guard.allow("TRANSACTIONAL_ID", f"manyray.{role}.{settings.ray}.*", ["DESCRIBE", "WRITE"])
+        others = {other: 1 for other in ROLES if other != role}
+        with Pipeline(open_to_all, others) as pipeline:
+            pipeline.wait_ready(WAIT_S)
+            for number in (1, 2):  # the second time there is something to come back to
+                with Pipeline(settings, {role: 1}) as tried:
+                    tried.wait_ready(WAIT_S)
+                    before = tried.pids
+                    send(
+                        open_to_all,
+                        [post(f"a{number}", f"text {number}"), b"bad", post(f"b{number}", f"text {number}")],
+                    )
+                    assert len(await_embeddings(open_to_all, 2 * number).ids) == 2 * number
+                    assert tried.pids == before
+    finally:
+        for kind in KINDS:
+            guard.grant(kind)
 
 
 def test_dedup_that_is_refused_within_a_rebalance_ends(

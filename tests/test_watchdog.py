@@ -13,6 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from manyray.client import Client
+from schemas.chunk import Place
 from schemas.errors import Retry
 from streams import clients, clock
 from streams.endpoint import is_live, serve
@@ -23,7 +24,7 @@ from streams.settings import Settings
 from streams.topics import create_topics
 from streams.up import Pipeline
 from streams.version import version_of
-from streams.watchdog import Place, Waiting, watch
+from streams.watchdog import Waiting, watch
 from tests.test_cli import flags
 from tests.waiting import WAIT_S, wait_until
 
