@@ -84,13 +84,13 @@ def _read_embeddings(settings, enough) -> Seen:
     return seen
 
 
-def read_rejected(settings: Settings) -> Counter[tuple[bytes, str]]:
+def read_rejected(settings: Settings) -> Counter[tuple[bytes | None, str]]:
     """All rejected records of this test's input topic: value and reason, counted."""
-    found: Counter[tuple[bytes, str]] = Counter()
+    found: Counter[tuple[bytes | None, str]] = Counter()
     for message in _records(settings, "rejected", follow=False):
         headers = dict(message.headers())
         if headers["manyray-topic"].decode() == settings.posts_topics[0]:
-            found[message.value() or b"", headers["manyray-reason"].decode()] += 1
+            found[message.value(), headers["manyray-reason"].decode()] += 1
     return found
 
 

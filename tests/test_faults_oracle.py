@@ -56,7 +56,8 @@ class Kept:
         for value in self.posts:
             producer.produce(posts, value)
         for offset, value in self.rejected:
-            headers = {"manyray-topic": posts, "manyray-partition": "0", "manyray-offset": str(offset)}
+            place = {"manyray-topic": posts, "manyray-partition": "0", "manyray-offset": str(offset)}
+            headers = {**place, "manyray-reason": "malformed", "manyray-detail": ""}
             producer.produce(topics.rejected, value, headers=headers)
         for source in self.chunks:
             producer.produce(topics.lookups, Chunk(version=topics.version, sources=[source]).SerializeToString())
