@@ -22,11 +22,10 @@ from streams.stall import Stalls
 
 _log = logging.getLogger("manyray.watchdog")
 
-
 ASK_TIMEOUT_S = 5.0
 """For one answer of the brokers; where none comes nothing is known, and nothing is a stall."""
 ROUND_S_MAX = 10.0
-"""For asking about all places. Those that could not be read are asked last, and are left out once it is over."""
+"""For asking about all places, but for the last answer. What could not be read is asked last, and left out after it."""
 JOIN_TIMEOUT_S = 120.0
 """For joining a group while the brokers answer: a rebalance takes 60 s at most, after a session of 6 s."""
 TELL_S = 1.0
