@@ -1,5 +1,6 @@
 """A role that makes no progress ends and says so; one that has nothing to do, or waits for brokers, does not."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from manyray.client import Client
 from schemas.chunk import Place
 from schemas.errors import Retry
 from streams import clients, clock
+from streams.dedup_app import Lanes
 from streams.endpoint import is_live, serve
 from streams.health import JOINING, Health
+from streams.lane import Shared
 from streams.metrics import Metrics
 from streams.ports import choose_ports
+from streams.rocks_table import index_cache
 from streams.settings import Settings
-from streams.topics import create_topics
+from streams.topics import Topics, create_topics
 from streams.up import Pipeline
 from streams.version import version_of
 from streams.watchdog import Waiting, watch
@@ -166,6 +170,15 @@ def test_who_never_joins_its_group_is_ended(settings: Settings) -> None:
     finally:
         health.stop.set()
         watchdog.join(WAIT_S)
+
+
+def test_dedup_whose_partitions_are_taken_joins_again(settings: Settings) -> None:
+    """So the bound of joining holds for every rebalance, not for the first one alone."""
+    shared = Shared(settings, Topics.of(settings, version_of(settings)), Metrics.create(), index_cache(), print)
+    lanes = Lanes(shared)
+    lanes.waits_for = ""
+    asyncio.run(lanes.close())
+    assert lanes.waits_for == JOINING
 
 
 HANGS = {
