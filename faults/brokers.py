@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from faults.fault import THREE_BROKERS, Fault, Strike, add, fault
+from faults.fault import THREE_BROKERS, Fault, add, fault
 from faults.frames import Api
 from faults.proxy import Link
 from faults.run import FAILURES, FaultError, Run
@@ -17,8 +17,8 @@ DOWN_S = 3.0
 LONG_DOWN_S = 70.0
 PARTITION_S = 20.0
 """Longer than the sessions of brokers (5 s) and of group members (6 s)."""
-FAILOVER_S = 3.0
-"""Less than a cluster needs to see that a broker says nothing, which has a session of 5 s."""
+FAILED_OVER = (3.0, math.inf)
+"""Seconds of silence: a cluster needs longer to see that a broker says nothing, which has a session of 5 s."""
 FLAP_S = 2.0
 FLAPS = 8
 LATENCY_S = 0.5
@@ -106,7 +106,7 @@ def only_broker_killed(run: Run) -> None:
     server.start()
 
 
-@fault(6, **THREE_BROKERS, silent_s=(FAILOVER_S, math.inf))
+@fault(6, **THREE_BROKERS, silent_s=FAILED_OVER)
 def broker_paused(run: Run) -> None:
     """A broker that says nothing and keeps its connections, as on a host that swaps."""
     server = run.cluster.servers[_leader(run)]
@@ -200,17 +200,12 @@ def _heal(run: Run, links: list[Link]) -> None:
 
 
 for _path, _links in PATHS.items():
-    _shapes: dict[str, Strike] = {
-        "cut": partial(_partition, _links),
-        "flap": partial(_flap, _links),
-        "latency": partial(_delay, _links),
-    }
-    for _shape, _strike in _shapes.items():
-        _silent_s = (FAILOVER_S if _shape == "cut" else 0.0, math.inf)
-        add(Fault(f"{_path}-{_shape}", 7, _strike, **THREE_BROKERS, silent_s=_silent_s))
+    add(Fault(f"{_path}-cut", 7, partial(_partition, _links), **THREE_BROKERS, silent_s=FAILED_OVER))
+    add(Fault(f"{_path}-flap", 7, partial(_flap, _links), **THREE_BROKERS))
+    add(Fault(f"{_path}-latency", 7, partial(_delay, _links), **THREE_BROKERS))
 for _what, _direction in (("requests", {"to_client": False}), ("replies", {"to_target": False})):
     _strike = partial(_partition, _clients_of_leader, **_direction)
-    add(Fault(f"clients-cut-{_what}", 7, _strike, **THREE_BROKERS, silent_s=(FAILOVER_S, math.inf)))
+    add(Fault(f"clients-cut-{_what}", 7, _strike, **THREE_BROKERS, silent_s=FAILED_OVER))
 for _name in ("leader", "controller"):
     for _way, _out in (("out", True), ("in", False)):
         add(Fault(f"{_name}-cut-{_way}", 7, partial(_one_way, TARGETS[_name], out=_out), **THREE_BROKERS))

@@ -21,7 +21,7 @@ from faults.fault import Fault
 from faults.inside import await_ends, find_problems
 from faults.live import Live
 from faults.load import Load, Publisher
-from faults.surroundings import clocks, environment, logged_to, mount, set_clock, unmount
+from faults.surroundings import clocks, disk, environment, logged_to, set_clock
 from streams import clock, failpoints
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -200,8 +200,7 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
             held.enter_context(logged_to(held.enter_context((logs / "roles.log").open("w"))))
             points = held.enter_context(environment(folder, fault.launch))
             if fault.disk:
-                mount(folder / fault.disk)
-                held.callback(unmount, folder / fault.disk)
+                held.enter_context(disk(folder / fault.disk))
             if fault.clock:
                 held.enter_context(clocks(points, "brokers"))
             cluster = held.enter_context(Cluster.start(folder / "brokers", fault.brokers, secured=fault.secured))

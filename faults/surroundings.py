@@ -62,16 +62,20 @@ def _variables(ours: Mapping[str, str]) -> Generator[None]:
                 os.environ[name] = value
 
 
-def mount(folder: Path) -> None:
-    """A disk of its own for a folder: a tmpfs. CalledProcessError: this machine lets us not."""
+@contextlib.contextmanager
+def disk(folder: Path, mib: int = DISK_MIB) -> Generator[None]:
+    """A folder that is to be made has a disk of its own, a tmpfs, until the block ends, whoever uses it then.
+
+    Raises:
+        CalledProcessError: this machine does not let its user mount one.
+    """
     folder.mkdir(parents=True)
-    size = f"size={DISK_MIB}m"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True, capture_output=True)
-
-
-def unmount(folder: Path) -> None:
-    """Take it away, whoever uses it."""
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    size = f"size={mib}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True, capture_output=True, text=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @contextlib.contextmanager

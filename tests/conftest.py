@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import NewTopic
 
+from faults.surroundings import disk
 from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
@@ -77,12 +79,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 4 MiB."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("a full disk is tested by root only: it takes mounting a small tmpfs")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a full disk is not tested: this machine lets nobody mount a tmpfs ({mounted.stderr.strip()})")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(disk(folder := tmp_path / "disk", mib=4))
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"a full disk is not tested: this machine lets nobody mount a tmpfs ({error.stderr.strip()})")
+        yield folder

@@ -5,7 +5,6 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
 
 from encoders.engine import Engine
 from encoders.load import load_encoder
@@ -23,7 +22,7 @@ from streams.settings import Settings
 from streams.topics import Topics, create_topics
 from streams.transactions import TransactionalProducer
 from streams.version import version_of
-from tests.oracle import post, read_embeddings, send
+from tests.oracle import post, read_embeddings, read_records, send
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
@@ -45,16 +44,9 @@ def steal(settings: Settings, producer: TransactionalProducer) -> None:
 
 
 def chunks(settings: Settings, topic: str) -> list[tuple[int, Chunk]]:
-    """Every committed chunk of a topic with its partition, in order."""
-    found: list[tuple[int, Chunk]] = []
-    with closing(clients.reader(settings)) as reader:
-        for partition in range(settings.partitions):
-            reader.assign([TopicPartition(topic, partition, 0)])
-            while (message := reader.poll(WAIT_S)) is not None and message.error() is None:
-                found.append((partition, Chunk.FromString(message.value())))
-            assert message is not None
-            assert message.error().code() == KafkaError._PARTITION_EOF
-    return found
+    """Every committed chunk of a topic with its partition; those of a partition are in order."""
+    records = read_records(settings, topic)
+    return [(record.partition() or 0, Chunk.FromString(record.value() or b"")) for record in records]
 
 
 def test_ingest_passes_posts_on_once(settings: Settings, topics: Topics) -> None:
