@@ -1,4 +1,4 @@
-# GNU make and Python >= 3.11 are all that this presumes; no target needs an activated environment.
+# GNU make and Python >= 3.11 are all that this presumes, but for faults and soak (docs/reliability.md); no target needs an activated environment.
 #   make PYTHON=/usr/bin/python3.12 setup    another interpreter for .venv (the default is python3)
 #   make demo POSTS=posts.txt                your own posts, one a line
 #   make bench BENCH=pipeline                one benchmark of bench/ by name

@@ -59,13 +59,13 @@ class Settings(BaseModel):
     chunk_posts_max: int = Field(default=500, ge=1, le=10_000, description="most posts in one internal record")
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         default="exactly_once",
-        description="at_least_once is sooner, and doubles some embeddings after a crash; all roles need the same",
+        description="at_least_once shows embeddings before a commit, some twice after a crash; all roles need the same",
     )
     commit_interval_ms: int = Field(
         default=50,
         ge=1,
         le=5_000,
-        description="how long one transaction gathers work: more is cheaper, less is sooner",
+        description="how long one transaction of ingest or dedup gathers work: more is cheaper, less is sooner",
     )
     transaction_posts_max: int = Field(
         default=20_000, ge=1, le=100_000, description="most posts that one transaction gathers; bounds memory"
@@ -74,7 +74,8 @@ class Settings(BaseModel):
         default=10_000,
         ge=1_000,
         le=900_000,
-        description="a dead process's transaction stalls readers at most this long; slower commits fail",
+        description="a dead process's transaction stalls readers this long, and until the brokers next look for such; "
+        "slower commits fail",
     )
     stall_timeout_s: float = Field(
         default=60.0,
@@ -91,7 +92,7 @@ class Settings(BaseModel):
         default=8_192, ge=64, description="vectors of all partitions kept on disk; the oldest half goes when full"
     )
     restore_wait_s: float = Field(
-        default=60.0, ge=0, description="after assignment, look-ups wait this long for the table to refill"
+        default=60.0, ge=0, description="after assignment, look-ups wait at most this long for the table to refill"
     )
 
     batch_tokens: int | None = Field(
