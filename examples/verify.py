@@ -83,6 +83,7 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> di
 
     A post is contradicted if it is both embedded and rejected, and strange if what was made of it is not of it.
     """
+    _, ray, _ = embeddings.split(".")
     sent: dict[Place, bytes | None] = {}
     for topic in posts:
         for message in records(servers, topic):
@@ -106,7 +107,7 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> di
     for message in records(servers, rejected):
         headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
         topic = headers["manyray-topic"].decode()
-        if topic in posts:
+        if topic in posts and headers["manyray-ray"].decode() == ray:
             place = (topic, int(headers["manyray-partition"]), int(headers["manyray-offset"]))
             strange += sent.get(place) != message.value()
             turned_down.add(place)

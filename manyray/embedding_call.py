@@ -1,9 +1,9 @@
 """Waiting for the embeddings of some posts, without a consumer group."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from manyray.rays import find_embeddings_topic
 from manyray.subscription import read_batch
@@ -50,9 +50,10 @@ def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object
                     rows[index] = row
             for message in messages:
                 if not message.error() and message.topic() == rejected:
+                    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
                     index = index_of.get((message.key() or b"").decode("utf-8", "replace"))
-                    if index is not None:
-                        refused[index] = _reason(message, index)
+                    if index is not None and headers.get("manyray-ray") == settings.ray.encode():
+                        refused[index] = _reason(headers, index)
     finally:
         consumer.close()
     if refused:
@@ -72,7 +73,6 @@ def _ends(settings: Settings, consumer: Consumer, topics: Sequence[str]) -> list
     return places
 
 
-def _reason(message: Message, index: int) -> Reject:
-    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+def _reason(headers: Mapping[str, bytes], index: int) -> Reject:
     reason = headers.get("manyray-reason", b"malformed").decode()
     return Reject(reason, f"text {index}: {headers.get('manyray-detail', b'').decode('utf-8', 'replace')}")

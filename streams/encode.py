@@ -76,7 +76,8 @@ class Encode:
         self._recent = RecentVectors(settings.recent_vectors_mib * 2**20)
         self._window = Window()
         self._in_flight: deque[Submitted] = deque()
-        self._dropped = False
+        self._unsure = False
+        """What was read is dropped, or perhaps published: nothing more is, until it is read again."""
         self._trial: Iterator[bool] | None = None
         self._unembedded: set[bytes] = set()
         self.producer = StageProducer.create(
@@ -104,7 +105,7 @@ class Encode:
             Retry: something was not committed, or that is unknown: `recover`.
             Fatal: this process has to end.
         """
-        if self._dropped:
+        if self._unsure:
             raise Retry("windows were dropped in a rebalance")
         now_s = clock.monotonic_s()
         full = self._window.is_full(self._window_tokens, self._settings.transaction_posts_max)
@@ -132,11 +133,11 @@ class Encode:
         self._drop()
         self.producer.open()
         self.member.rewind()
-        self._dropped = False
+        self._unsure = False
 
     def finish(self) -> None:
-        """Publish everything that is under way; nothing may go on top of windows that were dropped."""
-        if self._dropped:
+        """Publish everything that is under way, unless something before it was dropped, or may be there already."""
+        if self._unsure:
             return
         while self._in_flight or self._window.chunks:
             if not self._in_flight:
@@ -152,7 +153,7 @@ class Encode:
     def _read(self, wait_s: float) -> None:
         """Read a chunk into the window, or begin with trying its contents."""
         for message in self.member.read(1, wait_s):
-            if self._dropped:  # in a rebalance, within this very call: what came after it is read again too
+            if self._unsure:  # in a rebalance, within this very call: what came after it is read again too
                 return
             place = (message.topic() or "", message.partition() or 0)
             where = f"{place[0]}/{place[1]} offset {message.offset()}"
@@ -231,8 +232,10 @@ class Encode:
 
     def _publish_first(self) -> None:
         done = self._in_flight[0]
+        self._unsure = True  # whatever ends this, until it is forgotten it may be there already
         self._publish(done, self._suspicions.after(done.window))
         self._in_flight.popleft()
+        self._unsure = False
 
     def _publish(self, done: Submitted, left: Mapping[Place, Suspicion | None]) -> None:
         """One transaction: embeddings of all posts of a window, or why they have none; its new vectors; its offsets.
@@ -245,7 +248,7 @@ class Encode:
         rejected = self._rejected(done)
         self.producer.begin()
         for original, cause in rejected:
-            send_rejected(self.producer, self._topics.rejected, original, cause)
+            send_rejected(self.producer, self._topics, original, cause)
         self.producer.produce_keyed(self._topics.embeddings, done.embeddings(self._parts, clock.now_ms()))
         for partition, value in pack_vectors(done.vectors, self._topics.version, self._settings.partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
@@ -312,7 +315,7 @@ class Encode:
         self._window = Window()
         self._trial = None
         self._suspicions.clear()
-        self._dropped = True
+        self._unsure = True
 
 
 def _await(submitted: Submitted, engine: Engine) -> None:

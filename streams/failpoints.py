@@ -23,7 +23,8 @@ from schemas.errors import Retry
 VARIABLE = "MANYRAY__FAILPOINTS"
 
 
-def _reacher(folder: str | None) -> Callable[[str], None]:
+def reacher(folder: str | None) -> Callable[[str], None]:
+    """What is called at each point with its name; nothing happens there without a folder."""
     if folder is None:
         return lambda _: None
 
@@ -56,5 +57,5 @@ def _strike(point: str, action: str, after_s: str = "") -> None:
         raise ValueError(f"failpoint {point}: unknown action {action}")
 
 
-reach = _reacher(os.environ.get(VARIABLE))
+reach = reacher(os.environ.get(VARIABLE))
 """Say that a point is reached: once a transaction, not once a post."""

@@ -28,6 +28,9 @@ _log = logging.getLogger("manyray.group")
 
 COMMITTED_TIMEOUT_S = 10.0
 STATISTICS_MS = 2_000
+POLL_MS_MAX = 86_400_000
+"""Between two reads, the most that librdkafka takes: one window may compute for as long as it likes, and what hangs is
+ended by the watchdog."""
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ class Member:
             auto_offset_reset=reset,
             statistics_interval_ms=STATISTICS_MS,
             on_statistics=told,
+            max_poll_interval_ms=POLL_MS_MAX,
         )
         member = cls(
             consumer,

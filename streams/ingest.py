@@ -131,7 +131,7 @@ class Ingest:
             self.metrics.chunk_posts.observe(builder.posts)
             self.metrics.chunk_bytes.observe(len(value))
         for bad in batch.rejected:
-            send_rejected(self.producer, self.topics.rejected, Original.of(bad.message), bad.cause)
+            send_rejected(self.producer, self.topics, Original.of(bad.message), bad.cause)
         reach("ingest.sent")
         lines = {source: line.after(sent[source]) for source, line in lines.items()}
         self.producer.commit(

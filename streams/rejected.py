@@ -13,12 +13,13 @@ from schemas.errors import Reject, Retry
 from schemas.post import Post, encode_post
 from streams import clients
 from streams.settings import Settings
+from streams.topics import Topics
 from streams.transactions import StageProducer
 
 READ_TIMEOUT_S = 10.0
 """For one record that is read back."""
-VALUE_BYTES_MAX = clients.MESSAGE_BYTES_MAX - 1024 * 1024
-"""Beyond it, before compression, no record is written with its key and headers."""
+BYTES_MAX = clients.MESSAGE_BYTES_MAX - 1024 * 1024
+"""Of a post's key, value and headers, before compression: more, with our headers, is not written."""
 _AHEAD_MAX = 1_000
 """Offsets that are rather read past than sought across."""
 
@@ -61,12 +62,13 @@ class Original:
         return cls(topic, partition, offset, posted_ms, encode_post(post), post.id.encode(), headers)
 
 
-def send_rejected(producer: StageProducer, topic: str, original: Original, cause: Reject) -> None:
+def send_rejected(producer: StageProducer, topics: Topics, original: Original, cause: Reject) -> None:
     """Produce a record to the topic of rejected posts: bytes, key and headers untouched, the reason in more headers.
 
-    A value above `VALUE_BYTES_MAX` is left out, which a header says.
+    Of a record above `BYTES_MAX` the value is left out, and key and headers too if need be, which a header says.
     """
     ours = {
+        "manyray-ray": topics.ray,
         "manyray-reason": cause.reason,
         "manyray-detail": cause.detail,
         "manyray-topic": original.topic,
@@ -74,13 +76,15 @@ def send_rejected(producer: StageProducer, topic: str, original: Original, cause
         "manyray-offset": str(original.offset),
         "manyray-posted-ms": str(original.posted_ms),
     }
-    headers = [*original.headers, *((name, value.encode()) for name, value in ours.items())]
-    value = original.value
-    if len(value or b"") > VALUE_BYTES_MAX:  # compressed it came through, and it lies at its place still
-        value = None
-        headers.append(("manyray-original", b"too_large"))
+    value, key, headers = original.value, original.key, original.headers
+    beside = len(key or b"") + sum(len(name.encode()) + len(value or b"") for name, value in headers)
+    if beside + len(value or b"") > BYTES_MAX:  # compressed it came through, and it lies at its place still
+        value, ours["manyray-original"] = None, "too_large"
+    if beside > BYTES_MAX:
+        key, headers = None, []
     # Its own time goes into a header: as the record's, an old one would be deleted at once, a false one refused.
-    producer.produce(topic, value, key=original.key, headers=headers)
+    told = [*headers, *((name, text.encode()) for name, text in ours.items())]
+    producer.produce(topics.rejected, value, key=key, headers=told)
 
 
 def read_back(settings: Settings, rebuilt: Sequence[Original]) -> dict[tuple[str, int, int], Original]:

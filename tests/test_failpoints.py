@@ -45,7 +45,7 @@ def test_kill_ends_the_process_there_and_the_next_one_passes(tmp_path):
 
 def test_raise_and_crash_strike_once(tmp_path):
     """The one is an error to be tried again, the other one that nobody expects."""
-    reach = failpoints._reacher(str(tmp_path))
+    reach = failpoints.reacher(str(tmp_path))
     for action, error in (("raise", Retry), ("crash", RuntimeError)):
         (tmp_path / "a.point").write_text(action)
         with pytest.raises(error, match=r"a\.point"):

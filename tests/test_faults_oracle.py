@@ -57,7 +57,7 @@ class Kept:
             producer.produce(posts, value)
         for offset, value in self.rejected:
             place = {"manyray-topic": posts, "manyray-partition": "0", "manyray-offset": str(offset)}
-            headers = {**place, "manyray-reason": "malformed", "manyray-detail": ""}
+            headers = {**place, "manyray-ray": topics.ray, "manyray-reason": "malformed", "manyray-detail": ""}
             producer.produce(topics.rejected, value, headers=headers)
         for source in self.chunks:
             producer.produce(topics.lookups, Chunk(version=topics.version, sources=[source]).SerializeToString())

@@ -12,7 +12,7 @@ from schemas.content import fingerprinter
 from schemas.errors import Retry
 from schemas.internal_pb2 import Chunk, Source
 from schemas.post import Post
-from streams import clients
+from streams import clients, failpoints, transactions
 from streams.checkpoint import Progress
 from streams.encode import Encode
 from streams.ingest import Ingest
@@ -102,3 +102,22 @@ def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
     seen = read_embeddings(settings)
     assert seen.ids == Counter(map(str, range(300)))
     assert seen.computed == 300
+
+
+def test_encode_publishes_nothing_twice_at_its_end(settings: Settings, topics: Topics, tmp_path, monkeypatch) -> None:
+    """Whatever goes wrong right after a commit, what was committed is not published again when the process ends."""
+    monkeypatch.setattr(transactions, "reach", failpoints.reacher(str(tmp_path)))
+    metrics = Metrics.create()
+    done = metrics.encode_posts._value.get
+    with Engine(load_encoder("hash"), 1_024) as engine:
+        encode = Encode(settings, topics, metrics, engine, window_tokens=64, stop=threading.Event())
+        with closing(encode):
+            put_misses(settings, topics, range(100))
+            wait_until(lambda: done() >= 100, "the misses are encoded", encode.step)
+            put_misses(settings, topics, range(100, 300))
+            (tmp_path / "encode.committed").write_text("crash")
+            with pytest.raises(RuntimeError):
+                wait_until(lambda: False, "it crashes", encode.step)
+    ids = read_embeddings(settings).ids
+    assert len(ids) > 100
+    assert max(ids.values()) == 1

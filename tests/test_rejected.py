@@ -3,18 +3,18 @@
 import threading
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Message, Producer, TopicPartition
 
 from schemas.errors import Reject
 from schemas.post import Post, decode_post
 from streams import clients, clock
 from streams.metrics import Metrics
-from streams.rejected import VALUE_BYTES_MAX, Original, read_back, send_rejected
+from streams.rejected import BYTES_MAX, Original, read_back, send_rejected
 from streams.settings import Settings
 from streams.topics import create_topics
 from streams.transactions import StageProducer
 from streams.version import version_of
-from tests.oracle import read_records
+from tests.oracle import read_records, topics_of
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
@@ -79,16 +79,18 @@ def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, produ
     sender.open()
     sender.begin()
     (original,) = read_back(settings, [stand_in(topic, 0, 0)]).values()
-    send_rejected(sender, topic, original, Reject("a_reason", "a detail"))
+    mark = clock.random_id()
+    create_topics(settings, version_of(settings))
+    send_rejected(sender, topics_of(settings), original, Reject("a_reason", mark))
     sender.commit()
-    wait_until(lambda: len(read_records(settings, topic)) > 1, "what is committed can be read")
-    (record,) = (one for one in read_records(settings, topic) if "manyray-reason" in dict(one.headers()))
+    (record,) = await_rejected(settings, mark, 1)
     assert (record.value(), record.key()) == (b"0 0", b"0 0")
     assert record.headers() == [
         ("h", b"0 0"),
         ("h", b""),
+        ("manyray-ray", settings.ray.encode()),
         ("manyray-reason", b"a_reason"),
-        ("manyray-detail", b"a detail"),
+        ("manyray-detail", mark.encode()),
         ("manyray-topic", topic.encode()),
         ("manyray-partition", b"0"),
         ("manyray-offset", b"0"),
@@ -96,27 +98,53 @@ def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, produ
     ]
 
 
-def test_a_record_that_is_too_large_to_write_is_rejected_without_its_value(settings: Settings) -> None:
+def await_rejected(settings: Settings, detail: str, count: int) -> list[Message]:
+    """Wait for so many rejected records with this detail, which tells them from those of other tests."""
+    found: list[Message] = []
+
+    def look() -> None:
+        found[:] = [
+            record
+            for record in read_records(settings, "rejected")
+            if dict(record.headers())["manyray-detail"] == detail.encode()
+        ]
+
+    wait_until(lambda: len(found) >= count, "what is committed can be read", look)
+    return found
+
+
+def test_what_is_too_large_to_write_is_left_out_of_a_rejected_record(settings: Settings) -> None:
     """A few hundred KB on their way in, more than a client may send as they come out: a header says so."""
     create_topics(settings, version_of(settings))
-    size = VALUE_BYTES_MAX + 1
-    huge = Original("posts", 0, 3, 5, b"x" * size, b"key")
-    fits = Original("posts", 0, 4, 5, b"x" * VALUE_BYTES_MAX, b"key")
+    large = b"x" * BYTES_MAX
+    cases = {
+        b"0": Original("posts", 0, 0, 5, large[3:], b"key"),
+        b"1": Original("posts", 0, 1, 5, large, b"key"),
+        b"2": Original("posts", 0, 2, 5, b"value", large, [("h", None)]),
+        b"3": Original("posts", 0, 3, 5, large[3_000_000:], None, [("h", large[:3_000_000])]),
+        b"4": Original("posts", 0, 4, 5, None, b"key", [("h", large)]),
+    }
     stage = StageProducer.create(settings, f"manyray.ingest.{clock.random_id()}", Metrics.create(), threading.Event())
     stage.open()
     stage.begin()
     mark = clock.random_id()
-    for one in (huge, fits):
-        send_rejected(stage, "rejected", one, Reject("text_too_long", mark))
+    for one in cases.values():
+        send_rejected(stage, topics_of(settings), one, Reject("text_too_long", mark))
     stage.commit()
     stage.close()
     found = {}
-
-    def look() -> None:
-        for message in read_records(settings, "rejected"):
-            headers = dict(message.headers())
-            if headers["manyray-detail"] == mark.encode():
-                found[headers["manyray-offset"]] = (len(message.value() or b""), headers.get("manyray-original"))
-
-    wait_until(lambda: found, "what is committed can be read", look)
-    assert found == {b"3": (0, b"too_large"), b"4": (VALUE_BYTES_MAX, None)}
+    for record in await_rejected(settings, mark, len(cases)):
+        headers = dict(record.headers())
+        found[headers["manyray-offset"]] = (
+            record.value(),
+            record.key(),
+            "h" in headers,
+            headers.get("manyray-original"),
+        )
+    assert found == {
+        b"0": (large[3:], b"key", False, None),
+        b"1": (None, b"key", False, b"too_large"),
+        b"2": (None, None, False, b"too_large"),
+        b"3": (None, None, True, b"too_large"),
+        b"4": (None, None, False, b"too_large"),
+    }
