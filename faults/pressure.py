@@ -73,7 +73,7 @@ def slow_output(run: Run) -> None:
     link = run.cluster.clients(1)
     link.hold_replies([Api.PRODUCE], LATE_S)
     _stay_flat(run, SLOW_S)
-    run.await_flow()
+    run.await_seen(run.live.seen + 1)  # not new posts: what came meanwhile waits before them
     link.heal()
 
 

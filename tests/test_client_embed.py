@@ -7,8 +7,9 @@ import pytest
 
 from encoders.load import load_encoder
 from manyray.client import Client
+from manyray.embedding_call import collect
 from schemas.errors import Reject, Retry
-from streams import clock
+from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import load_settings
 from streams.topics import create_topics
@@ -77,3 +78,19 @@ def test_without_an_answer_it_says_what_to_look_at(pipeline: Pipeline, client: C
     pipeline.start_role("encode")
     pipeline.wait_ready(90)
     assert client.embed(["served again"]).shape == (1, 384)
+
+
+@pytest.mark.parametrize(("ray", "error"), [("ours", Reject), ("another's", Retry)])
+def test_only_its_own_ray_rejects_a_text(pipeline: Pipeline, ray: str, error: type[Exception]):
+    """Rays share the rejected topic: what another one does not take is waited for all the same."""
+    settings, post_id = pipeline.settings, clock.random_id()
+    producer = clients.producer(settings)
+
+    def publish() -> None:
+        rejected_by = settings.ray if ray == "ours" else "ray-of-another"
+        headers = {"manyray-ray": rejected_by, "manyray-reason": "no_text", "manyray-topic": "nowhere"}
+        producer.produce("rejected", b"", key=post_id, headers=headers | {"manyray-detail": ""})
+        assert producer.flush(30) == 0
+
+    with pytest.raises(error):
+        collect(settings, [post_id], publish, 10.0 if error is Reject else 2.0)
