@@ -1,6 +1,7 @@
 """The command line: `manyray up`, the roles, and what a user does with the pipeline."""
 # ruff: noqa: PLC0415 - a command imports what it needs, so that --help is quick
 
+import logging
 import math
 import os
 import signal
@@ -261,7 +262,7 @@ def _run(arguments: list[str]) -> int:
     except _CLICK_ERROR as error:
         return _fail(error.format_message(), 2)
     except Exception as error:
-        if "debug" in (os.environ.get("MANYRAY_LOG_LEVEL"), *arguments):
+        if logging.getLogger("manyray").isEnabledFor(logging.DEBUG):
             raise
         return _fail(f"unexpected {type(error).__name__}: {error}; --log-level debug shows where", 1)
 

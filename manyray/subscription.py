@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from schemas.embedding import Matrix, vectors_of
 from schemas.errors import Fatal, ManyrayError, Retry
 from schemas.public_pb2 import FLOAT32, Embedding
-from streams import clock
+from streams import clients, clock
 
 _log = logging.getLogger("manyray.subscription")
 
@@ -24,8 +24,6 @@ _MOVED = {
     KafkaError.STALE_MEMBER_EPOCH,
     KafkaError._ASSIGNMENT_LOST,
 }
-_REFUSED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED}
-_GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +84,9 @@ class Subscription:
         """Commit the batch before, then wait for the next.
 
         Raises:
-            Fatal: the topic is gone or may not be read, or holds a record that is no `Embedding`.
-            Retry: the batch before could not be committed; it comes again.
+            Fatal: the topic is gone or may not be read, or holds a record that is no `Embedding`; it is closed then,
+                and what was not committed comes again to the next one of the group.
+            Retry: the batch before could not be committed; unless a later one is, it comes again.
             StopIteration: it is closed, or nothing arrived for `idle_s`.
         """
         idle_since_s = clock.monotonic_s()
@@ -96,7 +95,7 @@ class Subscription:
             try:
                 batch = read_batch(self._consumer.consume(self.batch_posts, self._wait_s), self._handed_out)
             except ManyrayError:
-                self._handed_out.clear()  # nothing of it reached the caller
+                self.close(commit=False)  # nothing of it reached the caller, and the next read would begin behind it
                 raise
             if batch is not None:
                 return batch
@@ -140,7 +139,7 @@ class Subscription:
         except KafkaException as exception:
             error: KafkaError = exception.args[0]
             if error.code() not in _MOVED:
-                raise Retry(f"consumed, but not committed, so it comes again: {error.str()}") from None
+                raise Retry(f"consumed, but not committed, so it may come again: {error.str()}") from None
             _log.warning("partitions moved to another member: what was consumed last may come again")
 
 
@@ -154,7 +153,10 @@ def read_batch(messages: Iterable[Message], next_offsets: dict[int, int] | None 
     deleted: list[str] = []
     for message in messages:
         if (error := message.error()) is not None:
-            _judge(error, message)
+            if why := clients.why_unreadable(message):
+                raise why
+            if error.code() != KafkaError._PARTITION_EOF:
+                _log.debug("%s", error.str())
             continue
         if next_offsets is not None:
             next_offsets[message.partition() or 0] = (message.offset() or 0) + 1
@@ -188,15 +190,3 @@ def decode_embedding(message: Message, value: bytes) -> Embedding:
             "older than what did; to go on, move the group's offset past it"
         )
     return embedding
-
-
-def _judge(error: KafkaError, message: Message) -> None:
-    """Raise what ends the reading; librdkafka mends the rest by itself."""
-    if error.code() in _GONE:
-        raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
-    if error.code() in _REFUSED:
-        raise Fatal(f"not allowed to read {message.topic() or 'in this group'}: {error.str()}; grant it in the ACLs")
-    if error.fatal():
-        raise Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
-    if error.code() != KafkaError._PARTITION_EOF:
-        _log.debug("%s", error.str())

@@ -142,6 +142,22 @@ def reader(settings: Settings, *, committed: bool = True, **properties: Any) -> 
     )
 
 
+def why_unreadable(message: Message) -> Fatal | None:
+    """Why a consumer cannot go on after it was given this error; None if librdkafka mends it by itself."""
+    error = message.error()
+    assert error is not None
+    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+        return Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
+    if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+        return Fatal(f"not allowed to read: {error.str()}; grant it in the ACLs")
+    if error.code() in (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG):
+        place = f"{message.topic()}/{message.partition()} from offset {message.offset()} on"
+        return Fatal(f"{place} holds a batch that cannot be read ({error.str()}): delete the records up to it")
+    if error.fatal():
+        return Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
+    return None
+
+
 def watermarks(
     reader: Consumer, topic: str, partition: int, *, timeout_s: float = WATERMARKS_TIMEOUT_S
 ) -> tuple[int, int]:
@@ -176,10 +192,11 @@ def producer(
         "partitioner": "murmur2_random",
         "message.max.bytes": MESSAGE_BYTES_MAX,
     }
+    if transactional_id is not None or on_failed is not None:  # a stage's, which builds it anew and tries again
+        properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
     if transactional_id is not None:
         properties["transactional.id"] = transactional_id
         properties["transaction.timeout.ms"] = settings.transaction_timeout_ms
-        properties["delivery.timeout.ms"] = settings.transaction_timeout_ms
         # Sending offsets to a coordinator that is gone waits for any connection to change, whatever its time-out: so
         # one that has nothing to do is to be closed (librdkafka #5456, #5511).
         properties.setdefault("connections.max.idle.ms", IDLE_MS)

@@ -156,15 +156,18 @@ class Lanes:
 
     def positions(self) -> dict[TP, int]:
         """The next offset to read of each partition of both topics."""
-        return {TP(*place): offset for place, offset in self.processed().items()}
-
-    def processed(self) -> dict[Place, int]:
-        """The next offset to be processed of each partition of both topics. Any thread may ask."""
         topics = self._shared.topics
         return {
-            (topic, number): offset
+            TP(topic, number): offset
             for number, lane in self._lanes.copy().items()
             for topic, offset in ((topics.lookups, lane.lookups_offset), (topics.vectors, lane.vectors_offset))
+        }
+
+    def processed(self) -> dict[Place, int]:
+        """The same, but for partitions whose table is being refilled: that bounds itself. Any thread may ask."""
+        restoring = {number for number, lane in self._lanes.copy().items() if lane.is_restoring}
+        return {
+            (tp.topic, tp.partition): offset for tp, offset in self.positions().items() if tp.partition not in restoring
         }
 
     def waiting(self, partition: int) -> int:
@@ -302,8 +305,11 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
 
 
 def report_lag(app: DedupApp, consumer: CheckpointConsumer, topics: Topics, metrics: Metrics) -> None:
-    """Set the lag of each partition: records not fetched, and those that wait in its lane; and what holds it up."""
-    for tp in consumer.assignment():
+    """Set the lag of each partition: records not fetched, and those that wait in its lane; and what holds it up.
+
+    Of those that have lanes: an assignment that is being taken away is seen by the client for a while yet.
+    """
+    for tp in app.lanes.positions():
         state = consumer.fetch_state(tp)
         if state is None:
             continue

@@ -104,15 +104,8 @@ class Member:
                 self.lag.reached_end(_topic(message), message.partition() or 0, message.offset() or 0)
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                 raise self._why_nowhere((_topic(message), message.partition() or 0))
-            elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-                raise Fatal(f"topic {message.topic()} is gone: run `manyray topics create`")
-            elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-                raise Fatal(f"not allowed to read: {error.str()}; grant it in the ACLs")
-            elif error.code() in (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG):
-                place = f"{_topic(message)}/{message.partition()} from offset {message.offset()} on"
-                raise Fatal(f"{place} holds a batch that cannot be read ({error.str()}): delete the records up to it")
-            elif error.fatal():
-                raise Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
+            elif why := clients.why_unreadable(message):
+                raise why
             else:
                 _log.warning("reading: %s", error.str())
         if gone != self.revocations:

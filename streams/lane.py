@@ -73,6 +73,7 @@ class Lane:
         self.progress = Progress()
         self.entries = 0
         self.table_bytes = 0
+        self.is_restoring = False
         self._shared = shared
         self._settings, self._topics, self._metrics = shared.settings, shared.topics, shared.metrics
         self._fingerprint = fingerprinter(self._topics.version, self._settings.salt.get_secret_value())
@@ -180,10 +181,12 @@ class Lane:
             if record is None:
                 self._stopping.set()
                 break
-            if record.is_vectors:
-                self._learn(record)
-            else:
+            if not record.is_vectors:
                 records.append(record)
+                continue
+            self._learn(record)
+            if clock.monotonic_s() > deadline_s:  # vectors that come faster than they are learned would never end it
+                break
         return records
 
     def _write(self, records: Sequence[Record]) -> None:
@@ -251,7 +254,13 @@ class Lane:
     def _refill(self) -> None:
         """Read back what the table lacks: all of it when it began anew."""
         assert self._table is not None
-        refill(self._table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping)
+        self.is_restoring = True
+        try:
+            refill(
+                self._table, self._settings, self._topics, self.partition, metrics=self._metrics, stop=self._stopping
+            )
+        finally:
+            self.is_restoring = False
 
     def _restore(self) -> None:
         """What was committed is read back, and what the table lacks: whichever of the two failed."""

@@ -127,7 +127,7 @@ def watch(
     while the process works at something that is part of none of them. Both are called on the watchdog's thread.
     """
 
-    def run() -> None:
+    def look() -> None:
         stalls, joining = Stalls(settings.stall_timeout_s), Stalls(join_timeout_s)
         # A record tells all that is asked, so nothing is fetched ahead: a broker gives at least one.
         with closing(clients.reader(settings, fetch_message_max_bytes=1, queued_min_messages=1)) as reader:
@@ -149,6 +149,12 @@ def watch(
                     health.stalled = f"it has not joined its group in {join_timeout_s:.0f} s"
                 if health.stalled and not health.stop.wait(TELL_S):
                     end(health.stalled)
+
+    def run() -> None:
+        try:
+            look()
+        except Exception as error:  # nobody would see the next stall
+            end(f"its watchdog failed ({type(error).__name__}: {error})")
 
     thread = threading.Thread(target=run, name="watchdog", daemon=True)
     thread.start()

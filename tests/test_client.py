@@ -155,6 +155,17 @@ def test_a_record_that_is_no_embedding_is_named(client: Client, value: bytes):
         list(subscription)
 
 
+def test_a_record_that_is_no_embedding_passes_over_nothing(client: Client):
+    """It ends the subscription, also for who goes on: what came in the same batch comes to the next."""
+    write(client.settings, embedding(0), b"\xff\xff", embedding(2), embedding(3))
+    with client.subscribe(client.settings.ray, "g", batch_posts=3, wait_s=IDLE_S, idle_s=IDLE_S) as subscription:
+        with pytest.raises(Fatal):
+            next(subscription)
+        assert list(subscription) == []
+    with client.subscribe(client.settings.ray, "g", batch_posts=1, wait_s=IDLE_S) as subscription:
+        assert next(subscription).ids == ["p0"]
+
+
 def test_a_bare_ray_is_the_version_of_the_settings_else_the_only_one(settings: Settings):
     """Where neither decides, the error lists the versions and how to name one."""
     ray = settings.ray

@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -114,6 +115,20 @@ def test_clients_that_say_nothing_hold_nobody_up(ask: Ask, port: int):
                 return False
 
         wait_until(served, "it answers again")
+
+
+def test_clients_without_a_thread_hold_nobody_up(ask: Ask, port: int, monkeypatch: pytest.MonkeyPatch):
+    """Where this machine has no thread to give they are dropped, and others are served when it has."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socketserver.ThreadingMixIn, "process_request", refuse)
+        for _ in range(2 * CLIENTS_MAX):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                assert client.recv(1) == b""
+    assert ask("/live")[0] == 200
 
 
 def test_a_port_that_is_set_is_taken_or_refused(port: int, health: Health):

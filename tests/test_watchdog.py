@@ -157,6 +157,15 @@ def test_a_stall_is_told_before_the_end(settings: Settings, producer: Producer, 
     assert re.fullmatch(rf"no progress in {topic}/0 for \d s with \d+ records waiting", said[0])
 
 
+def test_who_cannot_be_watched_is_ended(settings: Settings) -> None:
+    """A watchdog that died unseen would leave its process live for ever."""
+    settings = settings.model_copy(update={"stall_timeout_s": STALL_S})
+    said = list[str]()
+    watchdog = watch(settings, Health(threading.Event()), lambda: {}["it has a fault"], end=said.append)
+    watchdog.join(WAIT_S)
+    assert said == ["its watchdog failed (KeyError: 'it has a fault')"]
+
+
 def test_who_never_joins_its_group_is_ended(settings: Settings) -> None:
     """It owns nothing that could stall: as a client that died of a right it lacked while it joined."""
     settings = settings.model_copy(update={"stall_timeout_s": STALL_S})
