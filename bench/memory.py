@@ -20,9 +20,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from bench.load import Load, Publisher
 from bench.machine import describe, rss_mib
 from bench.pipeline import total
-from faults.load import Load, Publisher
 from streams import clock
 from streams.dedup import MISS_POSTS_MAX
 from streams.dedup_app import LANE_RECORDS_MAX, STREAM_RECORDS_MAX

@@ -32,15 +32,14 @@ class EncodedBatch:
     """The vectors of many texts, in the order of the texts, and what they cost.
 
     vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
-    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. The times are in
-    seconds. failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
+    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of computing.
+    failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
     their rows mean nothing. splits: how often texts were split for want of memory.
     """
 
     vectors: npt.NDArray[np.float32]
     tokens: int
     padded_tokens: int
-    tokenise_s: float = 0.0
     encode_s: float = 0.0
     failed: Mapping[int, str] = field(default_factory=dict[int, str])
     splits: int = 0

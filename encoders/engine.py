@@ -36,20 +36,15 @@ class Engine:
 
         RuntimeError: the engine is closed.
         """
-        tokenised = self._tokeniser.submit(self._tokenise, texts)
+        tokenised = self._tokeniser.submit(self.encoder.tokenise, texts)
         # The computing thread itself waits for the tokens: windows keep their order, errors find their future.
         return self._computer.submit(self._encode, tokenised)
 
-    def _tokenise(self, texts: Sequence[str]) -> tuple[Tokens, float]:
-        start = self._clock()
-        tokens = self.encoder.tokenise(texts)
-        return tokens, self._clock() - start
-
-    def _encode(self, tokenised: Future[tuple[Tokens, float]]) -> EncodedBatch:
-        tokens, tokenise_s = tokenised.result()
+    def _encode(self, tokenised: Future[Tokens]) -> EncodedBatch:
+        tokens = tokenised.result()
         start = self._clock()
         encoded = encode_each(self.encoder, tokens, self.batch_tokens, self._count)
-        return replace(encoded, tokenise_s=tokenise_s, encode_s=self._clock() - start)
+        return replace(encoded, encode_s=self._clock() - start)
 
     def _count(self) -> None:
         self.batches += 1

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
+from bench.load import Load
 from encoders.load import load_encoder
-from faults.load import Load
 from schemas.content import fingerprinter, normalise, partition_of
 from schemas.errors import Fatal, Retry
 from schemas.internal_pb2 import Chunk

@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from bench.load import Load, Publisher
 from faults.cluster import Cluster
 from faults.fault import Fault
 from faults.inside import await_ends, find_problems
 from faults.live import Live
-from faults.load import Load, Publisher
 from faults.surroundings import clocks, disk, environment, logged_to, set_clock
 from streams import clock, failpoints
 from streams.metrics import read_metrics

@@ -88,9 +88,8 @@ def _load(config: Path | None, assignments: list[str], **flags: object) -> Setti
         elif flags.get(key) is not None:
             raise Fatal(f"setting {key} is given twice: leave out --set {key}=...")
         else:
-            flags[key] = tuple(value.split(",")) if key == "posts_topics" else value
-    settings = load_settings(config, **flags)
-    return load_settings(config, **flags, kafka={**settings.kafka, **kafka}) if kafka else settings
+            flags[key] = value
+    return load_settings(config, **flags, kafka=kafka)
 
 
 def with_settings(function: Command[P]) -> Callable[..., None]:

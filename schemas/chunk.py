@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
+from schemas.content import split_fingerprints
 from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk, Source
 
@@ -59,8 +60,10 @@ class ChunkBuilder:
         self.offsets.append(offset)
         self.posted_ms.append(posted_ms)
 
-    def build(self, version: str, sources: Iterable[Source]) -> Chunk:
-        """The chunk; `sources` stand in the order in which `self.sources` met them."""
+    def build(self, version: str, sources: Iterable[Source] | None = None) -> Chunk:
+        """The chunk; `sources`, if they are more than places, stand in the order in which `self.sources` met them."""
+        if sources is None:
+            sources = [Source(topic=topic, partition=partition) for topic, partition in self.sources]
         return Chunk(
             version=version,
             sources=sources,
@@ -95,3 +98,25 @@ def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> 
     """Change a chunk in place into one of another version."""
     chunk.fingerprints = b"".join([fingerprint(text) for text in chunk.texts])
     chunk.version = version
+
+
+def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
+    """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
+    builder = ChunkBuilder()
+    sources = [(source.topic, source.partition) for source in chunk.sources]
+    for post in posts:
+        content = chunk.contents[post]
+        builder.add_post(
+            chunk.ids[post],
+            builder.add_content(fingerprints[content], chunk.texts[content]),
+            sources[chunk.post_sources[post]],
+            chunk.offsets[post],
+            chunk.posted_ms[post],
+        )
+    return builder
+
+
+def part_of(chunk: Chunk, content: int) -> Chunk:
+    """The chunk of one content of a chunk, by index, and its posts."""
+    posts = [post for post, its in enumerate(chunk.contents) if its == content]
+    return select(chunk, split_fingerprints(chunk.fingerprints), posts).build(chunk.version)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from schemas.chunk import ChunkBuilder
+from schemas.chunk import ChunkBuilder, select
 from schemas.content import split_fingerprints
 from schemas.internal_pb2 import Chunk
 from streams.table import Table
@@ -44,19 +44,3 @@ def dedup(chunk: Chunk, table: Table, miss_posts_max: int = MISS_POSTS_MAX) -> A
         for start in range(0, len(misses), miss_posts_max)
     ]
     return Actions(hits, vectors, builders)
-
-
-def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
-    """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
-    builder = ChunkBuilder()
-    sources = [(source.topic, source.partition) for source in chunk.sources]
-    for post in posts:
-        content = chunk.contents[post]
-        builder.add_post(
-            chunk.ids[post],
-            builder.add_content(fingerprints[content], chunk.texts[content]),
-            sources[chunk.post_sources[post]],
-            chunk.offsets[post],
-            chunk.posted_ms[post],
-        )
-    return builder

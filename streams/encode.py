@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
-from schemas.chunk import Place, parse_chunk, rekey
+from schemas.chunk import Place, parse_chunk, part_of, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, Reject, Retry
@@ -34,7 +34,7 @@ from streams.suspicions import Suspicions
 from streams.topics import Topics
 from streams.transactions import StageProducer
 from streams.watchdog import watch
-from streams.window import Window, part_of
+from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
 
@@ -295,7 +295,7 @@ class Encode:
             metrics.encode_rejected.labels(cause.reason).inc()
         metrics.encode_tokens.inc(batch.tokens)
         metrics.encode_padded_tokens.inc(batch.padded_tokens)
-        metrics.encode_batch_tokens.observe(batch.tokens)
+        metrics.encode_window_tokens.observe(batch.tokens)
         metrics.encode_seconds.observe(batch.encode_s)
         metrics.encode_queue_seconds.observe(done.queued_s)
 

@@ -18,7 +18,7 @@ from schemas.chunk import ChunkBuilder, parse_chunk, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, ManyrayError, Retry
-from schemas.internal_pb2 import Chunk, Source
+from schemas.internal_pb2 import Chunk
 from schemas.public_pb2 import CACHED
 from streams import clients, clock
 from streams.attempts import with_retries
@@ -226,8 +226,7 @@ class Lane:
         return dedup(chunk, self._table)
 
     def _produce_miss(self, builder: ChunkBuilder) -> None:
-        sources = [Source(topic=topic, partition=partition) for topic, partition in builder.sources]
-        value = builder.build(self._topics.version, sources).SerializeToString()
+        value = builder.build(self._topics.version).SerializeToString()
         self._producer.produce(self._topics.misses, value, partition=self.partition)
 
     def _learn(self, record: Record) -> None:

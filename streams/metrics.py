@@ -50,7 +50,7 @@ class Metrics:
     encode_reused: Counter
     encode_tokens: Counter
     encode_padded_tokens: Counter
-    encode_batch_tokens: Histogram
+    encode_window_tokens: Histogram
     encode_queue_seconds: Histogram
     encode_seconds: Histogram
     # all
@@ -101,7 +101,7 @@ class Metrics:
             encode_reused=counter("encode_reused_total", "posts served by a vector computed moments before"),
             encode_tokens=counter("encode_tokens_total", "tokens of the contents computed"),
             encode_padded_tokens=counter("encode_padded_tokens_total", "tokens computed, padding included"),
-            encode_batch_tokens=histogram("encode_window_tokens", "tokens in a window", _TOKENS),
+            encode_window_tokens=histogram("encode_window_tokens", "tokens in a window", _TOKENS),
             encode_queue_seconds=histogram("encode_queue_seconds", "a window's age at its submission", _SECONDS),
             encode_seconds=histogram("encode_seconds", "compute of a window", _SECONDS),
             transaction_seconds=histogram("transaction_seconds", "from begin to committed", _SECONDS),

@@ -50,7 +50,9 @@ class Settings(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
 
     posts_topics: tuple[str, ...] = Field(
-        default=("posts",), min_length=1, description="input topics; in the environment separated by commas"
+        default=("posts",),
+        min_length=1,
+        description="input topics; outside a file separated by commas",
     )
     partitions: int = Field(default=4, ge=1, le=256, description="partitions of every topic that Manyray creates")
     replication: int = Field(default=1, ge=1, description="replicas of every topic that Manyray creates")
@@ -126,6 +128,12 @@ class Settings(BaseModel):
         default_factory=dict, repr=False, description="librdkafka properties passed through, such as sasl.username"
     )
 
+    @field_validator("posts_topics", mode="before")
+    @classmethod
+    def _many(cls, value: object) -> object:
+        """`a,b` is two topics; no Kafka topic has a comma."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
     @field_validator("kafka", mode="before")
     @classmethod
     def _text_values(cls, value: object) -> object:
@@ -155,9 +163,12 @@ def load_settings(config: Path | None = None, **flags: object) -> Settings:
     named = config or (Path(os.environ[PREFIX + "CONFIG"]) if os.environ.get(PREFIX + "CONFIG") else None)
     path = named or DEFAULT_FILE
     values = _from_file(path) if named or path.exists() else {}
-    for key, value in _from_environment(os.environ).items():
-        values[key] = {**values.get("kafka", {}), **value} if key == "kafka" else value
-    values.update({key: value for key, value in flags.items() if value is not None})
+    given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+    for stronger in (_from_environment(os.environ), given):
+        kafka = values.get("kafka", {})
+        values.update(stronger)
+        if isinstance(values.get("kafka"), Mapping):  # of its properties each is a setting
+            values["kafka"] = {**kafka, **values["kafka"]}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -204,16 +215,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if key == "kafka":
             raise Fatal(f"{name} has no value of its own: {KAFKA_PREFIX}SASL_USERNAME is sasl.username, and so on")
         _check_known(key, f"in the environment ({name})")
-        values[key] = _tuple_of(name, value) if key == "posts_topics" else value
+        values[key] = value
     return values
-
-
-def _tuple_of(name: str, value: str) -> tuple[str, ...]:
-    """`a,b` is two topics; no Kafka topic has a comma."""
-    topics = tuple(part.strip() for part in value.split(",") if part.strip())
-    if not topics:
-        raise Fatal(f"{name} is empty: name at least one topic")
-    return topics
 
 
 def _check_known(key: str, where: str) -> None:

@@ -31,6 +31,8 @@ class TopicPlan:
     replication: int
     purpose: str
     config: dict[str, str] = field(default_factory=dict[str, str])
+    is_ours: bool = True
+    """Whether only stages use it; of others users may choose partitions and policy, as nothing is co-partitioned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,14 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
     # Records that are read once by our own stages need to outlive an outage, not the week that is Kafka's default.
     passing = {**size, "retention.ms": str(3 * _DAY_MS)}
 
-    def plan(name: str, purpose: str, config: dict[str, str] | None = None) -> TopicPlan:
-        return TopicPlan(name, settings.partitions, settings.replication, purpose, config or {})
+    def plan(name: str, purpose: str, config: dict[str, str] | None = None, *, is_ours: bool = True) -> TopicPlan:
+        return TopicPlan(name, settings.partitions, settings.replication, purpose, config or {}, is_ours)
 
     return [
-        *(plan(name, "posts, as users write them") for name in topics.posts),
-        plan(topics.rejected, "bad posts with the reason", {"max.message.bytes": str(REJECTED_BYTES_MAX)}),
+        *(plan(name, "posts, as users write them", is_ours=False) for name in topics.posts),
+        plan(
+            topics.rejected, "bad posts with the reason", {"max.message.bytes": str(REJECTED_BYTES_MAX)}, is_ours=False
+        ),
         plan(topics.lookups, "posts on their way to the table", passing),
         plan(topics.misses, "posts to be encoded", passing),
         plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
@@ -99,7 +103,7 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
             # Small segments, compacted early: a new owner reads it before it can start.
             {"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1"},
         ),
-        plan(topics.embeddings, "embeddings, as users read them", size),
+        plan(topics.embeddings, "embeddings, as users read them", size, is_ours=False),
     ]
 
 
@@ -158,31 +162,23 @@ def find_problems(settings: Settings, version: str) -> list[str]:
     """
     plans = plan_topics(settings, version)
     existing = list_partitions(settings)
-    topics = Topics.of(settings, version)
-    free = (*topics.posts, topics.rejected, topics.embeddings)
-    return compare(plans, existing, _cleanup_policy(settings, plans, existing), free)
+    return compare(plans, existing, _cleanup_policy(settings, plans, existing))
 
 
-def compare(
-    plans: Sequence[TopicPlan], partitions: dict[str, int], policy: dict[str, str], free: Sequence[str] = ()
-) -> list[str]:
-    """The differences between plans and what is there: `partitions` and cleanup `policy` by topic name.
-
-    Topics in `free` may have any number of partitions and any policy: users write or read them, and nothing is
-    co-partitioned with them.
-    """
+def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], policy: dict[str, str]) -> list[str]:
+    """The differences between plans and what is there: `partitions` and cleanup `policy` by topic name."""
     problems: list[str] = []
     for plan in plans:
         found = partitions.get(plan.name)
         if found is None:
             problems.append(f"topic {plan.name} is missing: run `manyray topics create`")
-        elif found != plan.partitions and plan.name not in free:
+        elif found != plan.partitions and plan.is_ours:
             problems.append(
                 f"topic {plan.name} has {found} partitions and the setting partitions is {plan.partitions}: "
                 f"set partitions = {found}, or delete the topic and run `manyray topics create`"
             )
         wanted = plan.config.get("cleanup.policy", "delete")
-        if plan.name not in free and policy.get(plan.name, wanted) != wanted:
+        if plan.is_ours and policy.get(plan.name, wanted) != wanted:
             problems.append(
                 f"topic {plan.name} has cleanup.policy={policy[plan.name]}, it needs {wanted}: "
                 f"kafka-configs --alter --topic {plan.name} --add-config cleanup.policy={wanted}"

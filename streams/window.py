@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 from schemas.chunk import Place
 from schemas.content import split_fingerprints
-from schemas.internal_pb2 import Chunk, Source
-from streams.dedup import select
+from schemas.internal_pb2 import Chunk
 
 _BYTES_A_TOKEN = 3
 """About, for text in the Latin script: it decides when a window is full, never what is computed."""
@@ -48,11 +47,3 @@ class Window:
     def is_old(self, now_s: float, wait_s: float) -> bool:
         """Whether its oldest chunk has waited long enough."""
         return bool(self.chunks) and now_s - self.first_s >= wait_s
-
-
-def part_of(chunk: Chunk, content: int) -> Chunk:
-    """The chunk of one content of a chunk, by index, and its posts."""
-    posts = [post for post, its in enumerate(chunk.contents) if its == content]
-    builder = select(chunk, split_fingerprints(chunk.fingerprints), posts)
-    sources = [Source(topic=topic, partition=partition) for topic, partition in builder.sources]
-    return builder.build(chunk.version, sources)

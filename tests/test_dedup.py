@@ -76,10 +76,7 @@ def posts_of(chunk: Chunk, posts=None) -> list[tuple]:
 
 def misses_of(actions: Actions) -> list[Chunk]:
     """The chunks of misses, as the encoder gets them."""
-    return [
-        builder.build("v", [Source(topic=topic, partition=number) for topic, number in builder.sources])
-        for builder in actions.misses
-    ]
+    return [builder.build("v") for builder in actions.misses]
 
 
 limits = st.integers(1, 12)

@@ -100,8 +100,8 @@ def test_close_finishes_the_window_at_work_and_cancels_the_rest():
 
 
 def test_seconds_are_the_clocks():
-    """Each step's time is the difference of two readings of the clock that was passed in."""
+    """The time of computing is the difference of two readings of the clock that was passed in."""
     ticks = count()
     with Engine(load_encoder("hash:16"), 1024, clock=lambda: next(ticks) * 0.5) as engine:
         encoded = engine.submit(["a"]).result(20)
-    assert (encoded.tokenise_s, encoded.encode_s) == (0.5, 0.5)
+    assert encoded.encode_s == 0.5

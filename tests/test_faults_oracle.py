@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from bench.load import MALFORMED, Load
 from faults.fault import Fault
 from faults.inside import Expected, await_ends, find_problems
-from faults.load import MALFORMED, Load
 from faults.run import FaultError, judge, verify
 from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk, Source

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, normalise, partition_of, split_fingerprints
-from schemas.internal_pb2 import Source
 from schemas.post import ID_BYTES_MAX, Post
 from streams.packing import CHUNK_BYTES_MAX, Packer
 from streams.settings import Settings
@@ -24,10 +23,7 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 12))
 
 def chunks_of(packer: Packer):
     """What the packer holds, as readers get it: (partition, chunk) in order."""
-    return [
-        (partition, builder.build("v", [Source(topic=topic, partition=number) for topic, number in builder.sources]))
-        for partition, builder in packer.take()
-    ]
+    return [(partition, builder.build("v")) for partition, builder in packer.take()]
 
 
 def pack(load, partitions, chunk_posts_max):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from faults.load import MALFORMED
+from bench.load import MALFORMED
 from schemas.content import normalise
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings

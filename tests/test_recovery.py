@@ -10,7 +10,7 @@ from encoders.engine import Engine
 from encoders.load import load_encoder
 from schemas.content import fingerprinter
 from schemas.errors import Retry
-from schemas.internal_pb2 import Chunk, Source
+from schemas.internal_pb2 import Chunk
 from schemas.post import Post
 from streams import clients, failpoints, transactions
 from streams.checkpoint import Progress
@@ -78,8 +78,7 @@ def put_misses(settings: Settings, topics: Topics, numbers: range) -> None:
         packer.add(Post(str(number), f"text {number}"), source, number, 0)
     producer = clients.producer(settings)
     for partition, builder in packer.take():
-        chunk = builder.build(topics.version, [Source(topic=source[0], partition=0)])
-        producer.produce(topics.misses, chunk.SerializeToString(), partition=partition)
+        producer.produce(topics.misses, builder.build(topics.version).SerializeToString(), partition=partition)
     assert producer.flush(WAIT_S) == 0
 
 

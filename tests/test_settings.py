@@ -186,9 +186,19 @@ def test_settings_cannot_be_changed():
 
 
 def test_posts_topics_are_separated_by_commas(monkeypatch):
-    """In the environment, which has no lists."""
+    """In the environment and in flags, which have no lists."""
+    assert load_settings(posts_topics="a, b,,c").posts_topics == ("a", "b", "c")
     monkeypatch.setenv("MANYRAY_POSTS_TOPICS", "a, b,,c")
     assert load_settings().posts_topics == ("a", "b", "c")
+
+
+def test_properties_of_kafka_are_settings_each(monkeypatch, tmp_path):
+    """A flag and a variable override that property alone."""
+    file = tmp_path / "manyray.toml"
+    file.write_text('[kafka]\na.b = "file"\nc.d = "file"\ne.f = "file"\n')
+    monkeypatch.setenv("MANYRAY_KAFKA__C_D", "environment")
+    monkeypatch.setenv("MANYRAY_KAFKA__E_F", "environment")
+    assert load_settings(file, kafka={"e.f": "flag"}).kafka == {"a.b": "file", "c.d": "environment", "e.f": "flag"}
 
 
 # Every librdkafka property that holds a secret (CONFIGURATION.md of librdkafka 2.11).

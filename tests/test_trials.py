@@ -8,7 +8,6 @@ from confluent_kafka import TopicPartition
 from encoders import Engine, load_encoder
 from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, partition_of
-from schemas.internal_pb2 import Source
 from streams import clients
 from streams.encode import Encode
 from streams.metrics import Metrics
@@ -34,7 +33,7 @@ def put_chunk(settings: Settings, topics: Topics) -> None:
         assert partition_of(fingerprint(text), 1) == 0
         builder.add_post(f"p{number}", place, ("posts", 0), number, 5)
     producer = clients.producer(settings)
-    producer.produce(topics.misses, builder.build(topics.version, [Source(topic="posts")]).SerializeToString())
+    producer.produce(topics.misses, builder.build(topics.version).SerializeToString())
     assert producer.flush(60) == 0
 
 
