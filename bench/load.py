@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 
-from streams import clock
+from streams import clients, clock
 
 NEW_SHARE = 0.3
 """Of the posts, how many have a text that was never sent before: these are computed, the others mostly found."""
@@ -134,16 +134,8 @@ class Publisher:
             if self.sent - self._began_at > (clock.monotonic_s() - self._began_s) * self._rate:
                 self._producer.poll(0.005)
             else:
-                self._send(next(values))
+                clients.produce(self._producer, self._topic, next(values), on_delivery=self._delivered)
                 self.sent += 1
-
-    def _send(self, value: bytes | None) -> None:
-        while True:
-            try:
-                self._producer.produce(self._topic, value, on_delivery=self._delivered)
-                return
-            except BufferError:
-                self._producer.poll(0.1)
 
     def _delivered(self, error: KafkaError | None, _: Message) -> None:
         if error is not None:

@@ -20,7 +20,7 @@ from encoders.encoder import Encoder
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
 from schemas.post import Post, encode_post
-from streams import clock
+from streams import clients, clock
 from streams.encode import WINDOW_BATCHES
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -45,12 +45,7 @@ def publish(settings: Settings, posts: list[str], run: str, topic: str | None = 
     """Send posts and wait until the broker has them."""
     producer = Producer({"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 5, "compression.type": "lz4"})
     for number, text in enumerate(posts):
-        while True:
-            try:
-                producer.produce(topic or settings.posts_topics[0], encode_post(Post(f"{run}-{number}", text)))
-                break
-            except BufferError:
-                producer.poll(0.05)
+        clients.produce(producer, topic or settings.posts_topics[0], encode_post(Post(f"{run}-{number}", text)))
     producer.flush()
 
 

@@ -48,12 +48,7 @@ def publish(settings: Settings, topics: Topics, count: int) -> None:
     producer = clients.producer(settings)
     for partition in range(settings.partitions):
         for value in records(topics.version, count, seed=partition):
-            while True:
-                try:
-                    producer.produce(topics.vectors, value, partition=partition)
-                    break
-                except BufferError:
-                    producer.poll(0.05)
+            clients.produce(producer, topics.vectors, value, partition=partition)
     if producer.flush(120):
         raise SystemExit("the broker did not take the vectors in 120 s")
 

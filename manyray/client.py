@@ -163,17 +163,12 @@ class Client:
     def _produce(self, topic: str, key: bytes, value: bytes) -> None:
         if self._producer is None:
             self._producer = clients.producer(self.settings)
-        while True:
-            try:
-                self._producer.produce(topic, value, key, on_delivery=self._on_delivery)
-            except BufferError:
-                self._poll(0.1)  # ends: what waits is delivered, or fails after delivery.timeout.ms
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise Reject("text_too_long", f"a post of {len(value)} bytes is more than a record holds") from None
-                raise Retry(f"a post cannot be sent: {error.args[0].str()}") from None
-            else:
-                return
+        try:
+            clients.produce(self._producer, topic, value, key=key, on_delivery=self._on_delivery)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                raise Reject("text_too_long", f"a post of {len(value)} bytes is more than a record holds") from None
+            raise Retry(f"a post cannot be sent: {error.args[0].str()}") from None
 
     def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:

@@ -22,6 +22,7 @@ MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 IDLE_MS = 5_000
 WATERMARKS_TIMEOUT_S = 30.0
 _AWAIT_PAUSE_S = 0.5
+_FULL_WAIT_S = 0.05
 
 Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
@@ -203,6 +204,21 @@ def producer(
     if on_failed is not None:
         properties["on_delivery"] = on_failed  # of failures only, as set above
     return _made(Producer, properties)
+
+
+def produce(producer: Producer, topic: str, value: bytes | None, **record: Any) -> None:
+    """Queue a record; a full queue is waited for: it ends, as what waits is delivered or fails after its time-out.
+
+    Raises:
+        KafkaException: the record is not taken, or the producer cannot go on.
+    """
+    while True:
+        try:
+            producer.produce(topic, value, **record)
+        except BufferError:
+            producer.poll(_FULL_WAIT_S)
+        else:
+            return
 
 
 def _spelt(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,17 +104,10 @@ class StageProducer:
 
     def produce(self, topic: str, value: bytes | None, **record: Any) -> None:
         """Queue one record of the transaction; a full queue is waited for, which bounds memory."""
-        producer = self._opened
-        while True:
-            try:
-                producer.produce(topic, value, **record)
-            except BufferError:
-                # Records time out after delivery.timeout.ms at the latest, so this ends.
-                self._call(producer.poll, 0.05)
-            except KafkaException as error:
-                raise self._classify(error) from None
-            else:
-                return
+        try:
+            clients.produce(self._opened, topic, value, **record)
+        except KafkaException as error:
+            raise self._classify(error) from None
 
     def produce_keyed(self, topic: str, records: Iterable[KeyValue]) -> None:
         """Queue many records of a key and a value: the hot path, which takes the slower one only at a full queue."""

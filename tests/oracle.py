@@ -9,7 +9,7 @@ import numpy as np
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from schemas.public_pb2 import COMPUTED, Embedding
-from streams import clock
+from streams import clients, clock
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.version import version_of
@@ -39,12 +39,7 @@ def send(settings: Settings, values: Iterable[bytes | None]) -> int:
     )
     count = 0
     for value in values:
-        while True:
-            try:
-                producer.produce(settings.posts_topics[0], value)
-                break
-            except BufferError:
-                producer.poll(0.1)
+        clients.produce(producer, settings.posts_topics[0], value)
         count += 1
     assert producer.flush(60) == 0
     return count
