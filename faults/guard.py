@@ -41,7 +41,7 @@ class Guard:
 
     def __init__(self, servers: str) -> None:
         """`servers` are those of a listener that asks nobody."""
-        self._admin = AdminClient({"bootstrap.servers": servers})
+        self._admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
         self.kafka: dict[str, str] = {}
         """What the user's `[kafka]` has to say now."""
         self.change_password()

@@ -110,7 +110,7 @@ def vectors_trimmed_in_a_refill(run: Run) -> None:
         shutil.rmtree(_tables(run))
         run.arm("dedup.refilling", "stop")
     run.wait_until(lambda: not (run.points / "dedup.refilling").exists(), "a refill has begun")
-    admin = AdminClient({"bootstrap.servers": run.cluster.direct_servers})
+    admin = AdminClient({"bootstrap.servers": run.cluster.direct_servers, "log_level": 0})
     ends = [TopicPartition(run.topics.vectors, partition, -1) for partition in range(run.settings.partitions)]
     for future in admin.delete_records(ends).values():
         future.result(30)
