@@ -91,9 +91,8 @@ def _brokers_ahead_s(run: Run) -> float:
     """By how much the clock of the broker is ahead, as the timestamp says that it gives to a record."""
     topic, stamps = "clock", list[int]()
     stamped = NewTopic(topic, 1, config={"message.timestamp.type": "LogAppendTime"})
-    AdminClient({"bootstrap.servers": run.cluster.direct_servers, "log_level": 0}).create_topics([stamped])[
-        topic
-    ].result(30)
+    admin = AdminClient({"bootstrap.servers": run.cluster.direct_servers, "log_level": 0})
+    admin.create_topics([stamped])[topic].result(30)
     producer = clients.producer(run.settings)
     producer.produce(topic, b"", on_delivery=lambda _, message: stamps.append(message.timestamp()[1]))
     producer.flush(30)
