@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.machine import rss_mib
@@ -9,7 +10,7 @@ from bench.memory import longest_queues, queues_max
 from faults.fault import Fault, add, fault
 from faults.frames import Api
 from faults.run import FaultError, Run
-from streams import clients, clock
+from streams import clock
 
 # pyright: reportPrivateImportUsage=false
 
@@ -93,7 +94,7 @@ def _brokers_ahead_s(run: Run) -> float:
     stamped = NewTopic(topic, 1, config={"message.timestamp.type": "LogAppendTime"})
     admin = AdminClient({"bootstrap.servers": run.cluster.direct_servers, "log_level": 0})
     admin.create_topics([stamped])[topic].result(30)
-    producer = clients.producer(run.settings)
+    producer = Producer({"bootstrap.servers": run.cluster.direct_servers, "log_level": 0})
     producer.produce(topic, b"", on_delivery=lambda _, message: stamps.append(message.timestamp()[1]))
     producer.flush(30)
     return (stamps[0] - clock.now_ms()) / 1000
