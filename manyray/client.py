@@ -83,7 +83,7 @@ class Client:
             for count, post in enumerate(posts, 1):
                 self._produce(topic, *to_record(post, f"post {count}"))
                 if count % _POLL_EVERY == 0:
-                    self._poll(0)
+                    self._poll()
                     on_progress(count)
         finally:
             self._flush()
@@ -174,10 +174,10 @@ class Client:
         if error is not None:
             self._failed.append(error)
 
-    def _poll(self, wait_s: float) -> None:
-        """Serve delivery reports for a while; raise if there are failures among them."""
+    def _poll(self) -> None:
+        """Serve delivery reports; raise if there are failures among them."""
         if self._producer is not None:
-            self._producer.poll(wait_s)
+            self._producer.poll(0)
         self._raise_failed()
 
     def _flush(self) -> None:

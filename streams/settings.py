@@ -50,9 +50,7 @@ class Settings(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
 
     posts_topics: tuple[str, ...] = Field(
-        default=("posts",),
-        min_length=1,
-        description="input topics; outside a file separated by commas",
+        default=("posts",), min_length=1, description="input topics; outside a file separated by commas"
     )
     partitions: int = Field(default=4, ge=1, le=256, description="partitions of every topic that Manyray creates")
     replication: int = Field(default=1, ge=1, description="replicas of every topic that Manyray creates")

@@ -55,9 +55,10 @@ class Kept:
         (posts,) = topics.posts
         for value in self.posts:
             producer.produce(posts, value)
-        for offset, value in self.rejected:
+        another = ("another's", 0, self.posts[0])  # which did not take what this one embedded
+        for ray, offset, value in [another, *((topics.ray, *one) for one in self.rejected)]:
             place = {"manyray-topic": posts, "manyray-partition": "0", "manyray-offset": str(offset)}
-            headers = {**place, "manyray-ray": topics.ray, "manyray-reason": "malformed", "manyray-detail": ""}
+            headers = {**place, "manyray-ray": ray, "manyray-reason": "malformed", "manyray-detail": ""}
             producer.produce(topics.rejected, value, headers=headers)
         for source in self.chunks:
             producer.produce(topics.lookups, Chunk(version=topics.version, sources=[source]).SerializeToString())

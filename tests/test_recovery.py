@@ -2,7 +2,8 @@
 
 import threading
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -82,22 +83,30 @@ def put_misses(settings: Settings, topics: Topics, numbers: range) -> None:
     assert producer.flush(WAIT_S) == 0
 
 
-def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
-    """What it had in hand is read and published again, once; windows behind the failed one go with it."""
-    metrics = Metrics.create()
-    done = metrics.encode_posts._value.get
+@contextmanager
+def encoding(settings: Settings, topics: Topics, metrics: Metrics) -> Iterator[Encode]:
+    """An encoder that has embedded the first 100 posts; it is ended in order."""
     small = settings.model_copy(update={"encode_wait_ms": 0})
     with Engine(load_encoder("hash"), 1_024) as engine:
         encode = Encode(small, topics, metrics, engine, window_tokens=64, stop=threading.Event())
         with closing(encode):
             put_misses(settings, topics, range(100))
+            done = metrics.encode_posts._value.get
             wait_until(lambda: done() >= 100, "the misses are encoded", encode.step)
-            put_misses(settings, topics, range(100, 300))
-            steal(settings, encode.producer)
-            with pytest.raises(Retry):
-                wait_until(lambda: False, "a commit fails", encode.step)
-            encode.recover()
-            wait_until(lambda: done() >= 300, "the rest is encoded", encode.step)
+            yield encode
+
+
+def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
+    """What it had in hand is read and published again, once; windows behind the failed one go with it."""
+    metrics = Metrics.create()
+    with encoding(settings, topics, metrics) as encode:
+        put_misses(settings, topics, range(100, 300))
+        steal(settings, encode.producer)
+        with pytest.raises(Retry):
+            wait_until(lambda: False, "a commit fails", encode.step)
+        encode.recover()
+        done = metrics.encode_posts._value.get
+        wait_until(lambda: done() >= 300, "the rest is encoded", encode.step)
     seen = read_embeddings(settings)
     assert seen.ids == Counter(map(str, range(300)))
     assert seen.computed == 300
@@ -106,17 +115,11 @@ def test_encode_publishes_once(settings: Settings, topics: Topics) -> None:
 def test_encode_publishes_nothing_twice_at_its_end(settings: Settings, topics: Topics, tmp_path, monkeypatch) -> None:
     """Whatever goes wrong right after a commit, what was committed is not published again when the process ends."""
     monkeypatch.setattr(transactions, "reach", failpoints.reacher(str(tmp_path)))
-    metrics = Metrics.create()
-    done = metrics.encode_posts._value.get
-    with Engine(load_encoder("hash"), 1_024) as engine:
-        encode = Encode(settings, topics, metrics, engine, window_tokens=64, stop=threading.Event())
-        with closing(encode):
-            put_misses(settings, topics, range(100))
-            wait_until(lambda: done() >= 100, "the misses are encoded", encode.step)
-            put_misses(settings, topics, range(100, 300))
-            (tmp_path / "encode.committed").write_text("crash")
-            with pytest.raises(RuntimeError):
-                wait_until(lambda: False, "it crashes", encode.step)
+    with encoding(settings, topics, Metrics.create()) as encode:
+        put_misses(settings, topics, range(100, 300))
+        (tmp_path / "encode.committed").write_text("crash")
+        with pytest.raises(RuntimeError):
+            wait_until(lambda: False, "it crashes", encode.step)
     ids = read_embeddings(settings).ids
     assert len(ids) > 100
     assert max(ids.values()) == 1

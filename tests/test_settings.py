@@ -56,11 +56,16 @@ def test_a_flag_that_is_none_is_not_given(write):
 
 
 def test_kafka_properties_are_merged_by_name(write, monkeypatch):
-    """The environment replaces single properties, not the whole table."""
+    """Environment and flags replace single properties, not the whole table."""
     write('[kafka]\n"linger.ms" = 7\nsasl.username = "file"')
     monkeypatch.setenv("MANYRAY_KAFKA__SASL_USERNAME", "env")
     monkeypatch.setenv("MANYRAY_KAFKA__SASL_PASSWORD", SECRET)
     assert load_settings().kafka == {"linger.ms": "7", "sasl.username": "env", "sasl.password": SECRET}
+    assert load_settings(kafka={"linger.ms": 9}).kafka == {
+        "linger.ms": "9",
+        "sasl.username": "env",
+        "sasl.password": SECRET,
+    }
 
 
 def test_every_spelling_of_a_property_is_the_same_one(write):
@@ -190,15 +195,6 @@ def test_posts_topics_are_separated_by_commas(monkeypatch):
     assert load_settings(posts_topics="a, b,,c").posts_topics == ("a", "b", "c")
     monkeypatch.setenv("MANYRAY_POSTS_TOPICS", "a, b,,c")
     assert load_settings().posts_topics == ("a", "b", "c")
-
-
-def test_properties_of_kafka_are_settings_each(monkeypatch, tmp_path):
-    """A flag and a variable override that property alone."""
-    file = tmp_path / "manyray.toml"
-    file.write_text('[kafka]\na.b = "file"\nc.d = "file"\ne.f = "file"\n')
-    monkeypatch.setenv("MANYRAY_KAFKA__C_D", "environment")
-    monkeypatch.setenv("MANYRAY_KAFKA__E_F", "environment")
-    assert load_settings(file, kafka={"e.f": "flag"}).kafka == {"a.b": "file", "c.d": "environment", "e.f": "flag"}
 
 
 # Every librdkafka property that holds a secret (CONFIGURATION.md of librdkafka 2.11).
