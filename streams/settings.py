@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from schemas.errors import Fatal
 
@@ -50,7 +51,7 @@ class Settings(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
 
     posts_topics: tuple[str, ...] = Field(
-        default=("posts",), min_length=1, description="input topics; outside a file separated by commas"
+        default=("posts",), description="input topics; outside a file separated by commas"
     )
     partitions: int = Field(default=4, ge=1, le=256, description="partitions of every topic that Manyray creates")
     replication: int = Field(default=1, ge=1, description="replicas of every topic that Manyray creates")
@@ -130,7 +131,10 @@ class Settings(BaseModel):
     @classmethod
     def _many(cls, value: object) -> object:
         """`a,b` is two topics; no Kafka topic has a comma."""
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        topics = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if not topics:
+            raise PydanticCustomError("no_topic", "name at least one topic")
+        return topics
 
     @field_validator("kafka", mode="before")
     @classmethod
