@@ -74,8 +74,16 @@ class Guard:
 
     def revoke(self, kind: str) -> None:
         """Take back what `grant` gave."""
-        for future in self._admin.delete_acls([AclBindingFilter(*_everything(kind))]).values():
-            assert future.result(_WAIT_S), f"no right to {kind} to take back"
+        self._delete(*_everything(kind))
+
+    def revoke_all(self) -> None:
+        """Take back every right."""
+        any_resource = (ResourceType.ANY, None, ResourcePatternType.ANY)
+        self._delete(*any_resource, f"User:{_USER}", None, AclOperation.ANY, AclPermissionType.ANY)
+
+    def _delete(self, *which: Any) -> None:
+        for future in self._admin.delete_acls([AclBindingFilter(*which)]).values():
+            assert future.result(_WAIT_S), f"no such right to take back: {which}"
 
 
 def _everything(kind: str) -> tuple[Any, ...]:

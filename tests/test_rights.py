@@ -3,7 +3,8 @@
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from faults.cluster import Cluster
 from faults.guard import KINDS, Guard
 from manyray.client import Client
+from schemas.errors import Reject
 from streams import clock, failpoints
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -83,41 +85,88 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_the_rights_of_the_reference_are_enough(guarded: Cluster, settings: Settings, guard: Guard, role: str) -> None:
-    """A role that may do what docs/reference.md lists, and nothing else, does its work."""
+@pytest.fixture
+def open_to_all(guarded: Cluster, settings: Settings) -> Settings:
+    """The same pipeline, for those whose rights are not in question."""
     unguarded = {"bootstrap_servers": guarded.direct_servers, "kafka": {}, "data_dir": settings.data_dir / "others"}
-    open_to_all = settings.model_copy(update=unguarded)
-    topics = Topics.of(settings, version_of(settings))
-    names = {"posts": topics.posts[0], **{name: getattr(topics, name) for names in WRITES.values() for name in names}}
-    for kind in KINDS:
-        guard.revoke(kind)
+    return settings.model_copy(update=unguarded)
+
+
+@contextmanager
+def only(guard: Guard, rights: Iterable[tuple[str, str, list[str]]]) -> Iterator[None]:
+    """The user may do this, and nothing else: kinds, names and operations."""
+    guard.revoke_all()
     try:
-        for name in names.values():
-            guard.allow("TOPIC", name, ["DESCRIBE"])
-        for name in READS[role]:
-            guard.allow("TOPIC", names[name], ["READ"])
-        for name in WRITES[role]:
-            guard.allow("TOPIC", names[name], ["WRITE"])
-        guard.allow("GROUP", f"manyray.{role}.{settings.ray}", ["READ"])
-        guard.allow("GROUP", "manyray.reader", ["DESCRIBE"])
-        guard.allow("TRANSACTIONAL_ID", f"manyray.{role}.{settings.ray}.*", ["DESCRIBE", "WRITE"])
-        others = {other: 1 for other in ROLES if other != role}
-        with Pipeline(open_to_all, others) as pipeline:
-            pipeline.wait_ready(WAIT_S)
-            for number in (1, 2):  # the second time there is something to come back to
-                with Pipeline(settings, {role: 1}) as tried:
-                    tried.wait_ready(WAIT_S)
-                    before = tried.pids
-                    send(
-                        open_to_all,
-                        [post(f"a{number}", f"text {number}"), b"bad", post(f"b{number}", f"text {number}")],
-                    )
-                    assert len(await_embeddings(open_to_all, 2 * number).ids) == 2 * number
-                    assert tried.pids == before
+        for kind, name, operations in rights:
+            guard.allow(kind, name, operations)
+        yield
     finally:
+        guard.revoke_all()
         for kind in KINDS:
             guard.grant(kind)
+
+
+def names_of(settings: Settings) -> dict[str, str]:
+    """Each topic by its field of `Topics`."""
+    topics = Topics.of(settings, version_of(settings))
+    others = {name: getattr(topics, name) for names in WRITES.values() for name in names}
+    return {"posts": topics.posts[0], **others}
+
+
+READER = ("GROUP", "manyray.reader", ["DESCRIBE"])
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_rights_of_the_reference_are_enough(
+    settings: Settings, open_to_all: Settings, guard: Guard, role: str
+) -> None:
+    """A role that may do what docs/reference.md lists, and nothing else, does its work."""
+    names = names_of(settings)
+    rights = [
+        *(("TOPIC", name, ["DESCRIBE"]) for name in names.values()),
+        *(("TOPIC", names[name], ["READ"]) for name in READS[role]),
+        *(("TOPIC", names[name], ["WRITE"]) for name in WRITES[role]),
+        ("GROUP", f"manyray.{role}.{settings.ray}", ["READ"]),
+        ("TRANSACTIONAL_ID", f"manyray.{role}.{settings.ray}.*", ["DESCRIBE", "WRITE"]),
+        READER,
+    ]
+    others = {other: 1 for other in ROLES if other != role}
+    with only(guard, rights), Pipeline(open_to_all, others) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        for number in (1, 2):  # the second time there is something to come back to
+            with Pipeline(settings, {role: 1}) as tried:
+                tried.wait_ready(WAIT_S)
+                before = tried.pids
+                send(
+                    open_to_all,
+                    [post(f"a{number}", f"text {number}"), b"bad", post(f"b{number}", f"text {number}")],
+                )
+                assert len(await_embeddings(open_to_all, 2 * number).ids) == 2 * number
+                assert tried.pids == before
+
+
+def test_the_rights_of_clients_in_the_reference_are_enough(
+    settings: Settings, open_to_all: Settings, guard: Guard
+) -> None:
+    """Who may do what docs/reference.md lists for it, and nothing else, publishes, subscribes or embeds."""
+    names = names_of(settings)
+    writes, reads, rejected = (
+        ("TOPIC", names["posts"], ["WRITE"]),
+        ("TOPIC", names["embeddings"], ["READ"]),
+        ("TOPIC", names["rejected"], ["READ"]),
+    )
+    member = ("GROUP", settings.ray, ["READ"])
+    with Pipeline(open_to_all, dict.fromkeys(ROLES, 1)) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        with only(guard, [writes]), Client(settings) as client:
+            assert client.publish([("a", "one text")]) == 1
+        with only(guard, [reads, member]), Client(settings) as client:
+            (first,) = next(client.subscribe(settings.ray, settings.ray, batch_posts=1)).ids
+            assert first == "a"
+        with only(guard, [writes, reads, rejected, READER]), Client(settings) as client:
+            assert client.embed(["one text"]).shape == (1, 384)
+            with pytest.raises(Reject):
+                client.embed([""])
 
 
 def test_dedup_that_is_refused_within_a_rebalance_ends(
