@@ -36,11 +36,12 @@ MALFORMED: tuple[tuple[bytes | None, str], ...] = (
 class Load:
     """An endless sequence of posts; so many `texts` were new, records `good` and records `bad` so far.
 
-    What is put into `poison`, by any thread, comes next, and counts as bad; `reasons` counts why they are.
+    What is put into `poison`, by any thread, comes next, and counts as bad; `reasons` counts why they are. Texts have
+    at least `text_chars` characters.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, text_chars: int = 0) -> None:
+        self._seed, self._text_chars = seed, text_chars
         self._random = np.random.default_rng(seed)
         self._lines = _SAMPLE.read_text(encoding="utf-8").splitlines()
         self.texts = 0
@@ -59,7 +60,7 @@ class Load:
 
     def text(self, number: int) -> str:
         """The text that is new as the `number`-th."""
-        return f"{self._lines[number % len(self._lines)]} {self._seed}.{number}"
+        return f"{self._lines[number % len(self._lines)]} {self._seed}.{number}".ljust(self._text_chars, ".")
 
     def values(self) -> Iterator[bytes | None]:
         """The records, one after another."""
@@ -94,6 +95,8 @@ class Publisher:
         self.sent = 0
         self._topic, self._rate = topic, rate
         self._began_s, self._began_at = clock.monotonic_s(), 0
+        self.failure: Exception | None = None
+        """What made it end."""
         self._failures: list[str] = []
         self._ending = threading.Event()
         # Idempotent, and patient: what it was told to send is there once, whatever happens to the brokers.
@@ -130,12 +133,15 @@ class Publisher:
 
     def _run(self) -> None:
         values = self.load.values()
-        while not self._ending.is_set():
-            if self.sent - self._began_at > (clock.monotonic_s() - self._began_s) * self._rate:
-                self._producer.poll(0.005)
-            else:
-                clients.produce(self._producer, self._topic, next(values), on_delivery=self._delivered)
-                self.sent += 1
+        try:
+            while not self._ending.is_set():
+                if self.sent - self._began_at > (clock.monotonic_s() - self._began_s) * self._rate:
+                    self._producer.poll(0.005)
+                else:
+                    clients.produce(self._producer, self._topic, next(values), on_delivery=self._delivered)
+                    self.sent += 1
+        except Exception as error:  # told by whoever waits for what is sent
+            self.failure = error
 
     def _delivered(self, error: KafkaError | None, _: Message) -> None:
         if error is not None:

@@ -27,7 +27,10 @@ Place = tuple[str, int, int]
 
 
 def records(servers: str, topic: str) -> Iterator[Message]:
-    """Every committed record of a topic, from the start to the end as it is when that is reached."""
+    """Every committed record of a topic, from the start to the end as it is when that is reached.
+
+    Ends the program where retention has removed records, or a transaction that is open hides some.
+    """
     consumer = Consumer(
         {
             "bootstrap.servers": servers,
@@ -51,7 +54,12 @@ def records(servers: str, topic: str) -> Iterator[Message]:
                 if error is None:
                     yield message
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    left.discard(message.partition())
+                    place = TopicPartition(topic, message.partition() or 0)
+                    _, end = consumer.get_watermark_offsets(place, cached=True)
+                    if (message.offset() or 0) < end:  # committed records end there, and there are others
+                        where = f"{topic}/{place.partition} at offset {message.offset()}"
+                        sys.exit(f"{where}: a transaction is open there and hides the rest, or somebody writes")
+                    left.discard(place.partition)
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                     sys.exit(f"{topic}/{message.partition()} has lost its first records: there is nothing to compare")
                 elif not error.retriable():

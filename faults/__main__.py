@@ -5,11 +5,12 @@ python -m faults [--only NAME ...] [--seeds 3 | --seed N] [--posts 100000] [--br
 """
 
 import argparse
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from faults.report import line, write
+from faults.report import commit, line, write
 from faults.rows import FAULTS
 from faults.run import Verdict, run_fault
 
@@ -24,9 +25,12 @@ def main() -> int:
     parser.add_argument("--posts", type=int, default=100_000, help="least posts of a run")
     parser.add_argument("--report", type=Path, help="a file whose table of figures is brought up to date")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left behind
     seeds = range(1, arguments.seeds + 1) if arguments.seed is None else [arguments.seed]
     chosen = [one for one in FAULTS.values() if one.name.startswith(tuple(arguments.only))]
-    failed = 0
+    if not chosen:
+        parser.error(f"no fault's name begins with {' or '.join(arguments.only)}; there are {', '.join(FAULTS)}")
+    failed, of = 0, commit()
     for one in chosen:
         verdicts: list[Verdict] = []
         for seed in seeds:
@@ -35,8 +39,8 @@ def main() -> int:
             failed += bool(verdict.problems)
             verdicts.append(verdict)
         if arguments.report and len(seeds) > 1:  # one run is no figure
-            write(arguments.report, verdicts)
-    return 1 if failed or not chosen else 0
+            write(arguments.report, verdicts, of)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

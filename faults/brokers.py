@@ -17,8 +17,12 @@ DOWN_S = 3.0
 LONG_DOWN_S = 70.0
 PARTITION_S = 20.0
 """Longer than the sessions of brokers (5 s) and of group members (6 s)."""
-FAILED_OVER = (3.0, math.inf)
+SILENT_S_MAX = 60.0
+"""Of output while two of three brokers do their work, or all but some connections."""
+FAILED_OVER = (3.0, SILENT_S_MAX)
 """Seconds of silence: a cluster needs longer to see that a broker says nothing, which has a session of 5 s."""
+WENT_ON = (0.0, SILENT_S_MAX)
+"""It may go on without anybody's seeing it."""
 FLAP_S = 2.0
 FLAPS = 8
 LATENCY_S = 0.5
@@ -71,10 +75,11 @@ def _bounce(find: Find, run: Run, *, hard: bool) -> None:
 
 for _name, _find in TARGETS.items():
     for _how, _hard in (("hard", True), ("clean", False)):
-        add(Fault(f"bounce-{_name}-{_how}", 6, partial(_bounce, _find, hard=_hard), **THREE_BROKERS))
+        _strike = partial(_bounce, _find, hard=_hard)
+        add(Fault(f"bounce-{_name}-{_how}", 6, _strike, **THREE_BROKERS, silent_s=WENT_ON))
 
 
-@fault(6, **THREE_BROKERS)
+@fault(6, **THREE_BROKERS, silent_s=WENT_ON)
 def broker_down_70_s(run: Run) -> None:
     """One of three brokers is down for longer than any session or timeout; the others do the work meanwhile."""
     server = run.cluster.servers[_leader(run)]
@@ -155,7 +160,8 @@ def _partition(links: Callable[[Run], list[Link]], run: Run, **directions: bool)
     for link in cut:
         link.cut(**directions)
     run.rest(PARTITION_S)
-    _heal(run, cut)
+    _heal(cut)
+    run.cluster.wait_until_whole(WHOLE_S)
 
 
 def _one_way(find: Find, run: Run, *, out: bool) -> None:
@@ -166,7 +172,8 @@ def _one_way(find: Find, run: Run, *, out: bool) -> None:
     for link in asked:
         link.cut(to_target=not out, to_client=out)
     run.rest(PARTITION_S)
-    _heal(run, asks + asked)
+    _heal(asks + asked)
+    run.cluster.wait_until_whole(WHOLE_S)
 
 
 def _flap(links: Callable[[Run], list[Link]], run: Run) -> None:
@@ -179,10 +186,10 @@ def _flap(links: Callable[[Run], list[Link]], run: Run) -> None:
             else:
                 link.cut()
         run.rest(FLAP_S)
-        for link in flapping:
-            link.heal()
+        if number % 2 == 0:
+            _heal(flapping)
         run.rest(FLAP_S)
-    _heal(run, flapping)
+    run.cluster.wait_until_whole(WHOLE_S)
 
 
 def _delay(links: Callable[[Run], list[Link]], run: Run) -> None:
@@ -190,25 +197,26 @@ def _delay(links: Callable[[Run], list[Link]], run: Run) -> None:
     for link in slow:
         link.delay(LATENCY_S)
     run.rest(LATENCY_LASTS_S)
-    _heal(run, slow)
-
-
-def _heal(run: Run, links: list[Link]) -> None:
-    for link in links:
-        link.heal()
+    _heal(slow)
     run.cluster.wait_until_whole(WHOLE_S)
+
+
+def _heal(links: list[Link]) -> None:
+    if not sum([link.heal() for link in links]):
+        raise FaultError("nothing wanted to go where it could not")
 
 
 for _path, _links in PATHS.items():
     add(Fault(f"{_path}-cut", 7, partial(_partition, _links), **THREE_BROKERS, silent_s=FAILED_OVER))
-    add(Fault(f"{_path}-flap", 7, partial(_flap, _links), **THREE_BROKERS))
-    add(Fault(f"{_path}-latency", 7, partial(_delay, _links), **THREE_BROKERS))
+    add(Fault(f"{_path}-flap", 7, partial(_flap, _links), **THREE_BROKERS, silent_s=WENT_ON))
+    add(Fault(f"{_path}-latency", 7, partial(_delay, _links), **THREE_BROKERS, silent_s=WENT_ON))
 for _what, _direction in (("requests", {"to_client": False}), ("replies", {"to_target": False})):
     _strike = partial(_partition, _clients_of_leader, **_direction)
     add(Fault(f"clients-cut-{_what}", 7, _strike, **THREE_BROKERS, silent_s=FAILED_OVER))
 for _name in ("leader", "controller"):
     for _way, _out in (("out", True), ("in", False)):
-        add(Fault(f"{_name}-cut-{_way}", 7, partial(_one_way, TARGETS[_name], out=_out), **THREE_BROKERS))
+        _strike = partial(_one_way, TARGETS[_name], out=_out)
+        add(Fault(f"{_name}-cut-{_way}", 7, _strike, **THREE_BROKERS, silent_s=WENT_ON))
 
 
 def _hold(api: Api, seconds: float | None, lasts_s: float, run: Run) -> None:

@@ -37,6 +37,8 @@ class Fault:
     """What `faults.launch` changes in the roles before it starts them; nothing if empty."""
     disk: str = ""
     """A folder of the run that has a disk of its own, which can be filled; none if empty."""
+    text_chars: int = 0
+    """How long the posts' texts are at least."""
     clock: bool = False
     """Whether the clocks of roles and brokers can be shifted."""
     doubles: bool = False

@@ -170,33 +170,42 @@ def _vectors(settings: Settings, topics: Topics, partition: int, expected: Expec
 
 
 def _table(settings: Settings, topics: Topics, partition: int) -> list[str]:
-    """What a table gives is what `vectors` has, and it lacks nothing before its offset, unless some was evicted."""
+    """What a table gives is what `vectors` has, it lacks nothing before its offset, unless some was evicted, and its
+    offset is at the end; of two tables, as where another process held the one, that of one of them.
+    """
     folder = folder_of(settings, topics, partition)
     folders = [one for one in (folder, spare_of(folder)) if one.exists()]
     if not folders:
         return [f"partition {partition} has no table"]
-    return [problem for folder in folders for problem in _compare(settings, topics, partition, folder)]
+    compared = [_compare(settings, topics, partition, folder) for folder in folders]
+    problems = [problem for found, _ in compared for problem in found]
+    if behind := min(behind for _, behind in compared):
+        problems.append(f"the table of partition {partition} has not taken the last {behind} records of its changelog")
+    return problems
 
 
-def _compare(settings: Settings, topics: Topics, partition: int, folder: Path) -> list[str]:
+def _compare(settings: Settings, topics: Topics, partition: int, folder: Path) -> tuple[list[str], int]:
+    """What is wrong with a table, and how many records lie behind its offset."""
     size = settings.table_disk_mib * 2**20 // settings.partitions
     damaged: list[str] = []
-    wrong = missing = 0
+    wrong = missing = behind = 0
     try:
         with closing(RocksTable(folder, size, on_corrupt=lambda: damaged.append("damaged"))) as table:
             has_evicted = not (folder / "1").exists()  # its first generation
             for message in _records(settings, topics.vectors, partition):
-                if (message.offset() or 0) < table.offset:
-                    vectors = vectors_by_fingerprint(message.value(), topics.version)
-                    for found, expected in zip(table.get_many(list(vectors)), vectors.values(), strict=True):
-                        missing += found is None and not has_evicted
-                        wrong += found is not None and found != expected
+                if (message.offset() or 0) >= table.offset:
+                    behind += 1
+                    continue
+                vectors = vectors_by_fingerprint(message.value(), topics.version)
+                for found, expected in zip(table.get_many(list(vectors)), vectors.values(), strict=True):
+                    missing += found is None and not has_evicted
+                    wrong += found is not None and found != expected
     except Retry as error:
         damaged.append(str(error))
     problems = [f"table {folder.name}: {reason}" for reason in damaged[:1]]
     if wrong or missing:
         problems.append(f"table {folder.name}: {wrong} vectors are not those of its changelog, {missing} are missing")
-    return problems
+    return problems, behind
 
 
 def _embeddings(settings: Settings, topics: Topics, expected: Expected) -> tuple[list[str], set[bytes]]:

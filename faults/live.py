@@ -27,6 +27,8 @@ class Live:
         self.embedded = 0
         self.rejected = 0
         self.doubled = 0
+        self.first_doubled = ""
+        """Its place, and the time it was seen, by this machine's clock."""
         self.ahead_s = 0.0
         """By how much the clock of who made the last embedding is ahead of this one."""
         self._posts, self._embeddings, self._rejected, self._partitions = posts, embeddings, rejected, partitions
@@ -140,5 +142,7 @@ class Live:
                 grown[: len(counts)] = counts
             counts = self._counts[partition] = grown
         counts[offset] += 1
-        self.doubled += counts[offset] == 2
+        if counts[offset] == 2:
+            self.doubled += 1
+            self.first_doubled = self.first_doubled or f"{self._posts}/{partition} offset {offset}, {clock.now_ms()} ms"
         return bool(counts[offset] == 1)

@@ -5,9 +5,11 @@ Python's lock with the test: what computes for long belongs in another process.
 """
 
 import asyncio
+import fcntl
 import math
 import socket
 import struct
+import termios
 import threading
 from collections import deque
 from collections.abc import Collection, Coroutine
@@ -140,15 +142,20 @@ class Link:
 
         self._proxies.run(reset())
 
-    def heal(self) -> None:
-        """Be a good link again; what was held back goes on at once."""
+    def heal(self) -> int:
+        """Be a good link again; what was held back goes on at once. Returns how many bytes that are."""
+
+        async def held_bytes() -> int:
+            return sum(connection.held_bytes() for connection in self.connections)
 
         async def forgive() -> None:
             for connection in list(self.connections):
                 connection.forgive()
 
+        held = self._proxies.run(held_bytes())
         self._become(_Faults())
         self._proxies.run(forgive())
+        return held
 
     def _become(self, faults: _Faults) -> None:
         async def become() -> None:
@@ -202,6 +209,10 @@ class _Connection:
             await asyncio.get_running_loop().create_connection(lambda: self._target, *self._link.target)
         except OSError:
             self.reset()
+
+    def held_bytes(self) -> int:
+        """What has not reached the other side, in the directions in which the link is not a good one."""
+        return sum(flow.held_bytes() for flow in self._flows)
 
     def forgive(self) -> None:
         """Send on what was held, or reset if the client can no longer get all of it."""
@@ -317,6 +328,20 @@ class _Flow:
         """Whether a reply is held for good."""
         return any(piece.hold_s == math.inf for piece in self._line)
 
+    def held_bytes(self) -> int:
+        """What has not reached the sink, and lies here or in the source's socket; 0 if nothing holds it back."""
+        faults = self._link.faults
+        if not (self._is_cut or faults.delay_s or faults.held_apis):
+            return 0
+        unread = bytearray(struct.calcsize("i"))
+        if self.source and not self.source.is_closing():
+            fcntl.ioctl(self.source.get_extra_info("socket").fileno(), termios.FIONREAD, unread)
+        return self._line_bytes + struct.unpack("i", unread)[0]
+
+    @property
+    def _is_cut(self) -> bool:
+        return self._link.faults.cut_to_target if self._to_target else self._link.faults.cut_to_client
+
     def arrive(self, data: bytes) -> None:
         """Take what the source sent."""
         if not data:
@@ -348,7 +373,7 @@ class _Flow:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         faults = self._link.faults
-        cut = faults.cut_to_target if self._to_target else faults.cut_to_client
+        cut = self._is_cut
         while self._line and self.sink and not self.sink_full and not cut:
             arrived_s, hold_s, data = self._line[0]
             wait_s = arrived_s + faults.delay_s + hold_s - loop.time()

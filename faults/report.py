@@ -22,15 +22,21 @@ def line(verdict: Verdict) -> str:
     return f"{'FAIL' if verdict.problems else 'ok  '} {verdict.fault:<34} seed {verdict.seed:<3}{counts}{told}"
 
 
-def write(path: Path, verdicts: Sequence[Verdict]) -> None:
+def commit() -> str:
+    """That of what is run; to be asked before, as it may change meanwhile. It says so if files differ from it."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    differs = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ":!docs"], check=False).returncode
+    return f"{head.strip()}{'-dirty' if differs else ''}"
+
+
+def write(path: Path, verdicts: Sequence[Verdict], commit: str) -> None:
     """Put the verdicts of one or more faults into the table; rows of other faults, and all other words, stay."""
     lines = path.read_text(encoding="utf-8").splitlines()
     start = lines.index(_HEAD)
     end = next((at for at in range(start, len(lines)) if not lines[at].startswith("|")), len(lines))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
     rows = {_name(row): row for row in lines[start + 2 : end]}
     for name in dict.fromkeys(verdict.fault for verdict in verdicts):
-        rows[name] = _row([verdict for verdict in verdicts if verdict.fault == name], commit.strip())
+        rows[name] = _row([verdict for verdict in verdicts if verdict.fault == name], commit)
     table = sorted(rows.values(), key=lambda row: (int(row.split("|")[1]), _name(row)))
     words = [f"{_MACHINE}{describe()}." if line.startswith(_MACHINE) else line for line in lines[:start]]
     path.write_text("\n".join([*words, _HEAD, _RULE, *table, *lines[end:]]) + "\n", encoding="utf-8")

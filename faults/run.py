@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,8 +40,10 @@ BACKLOG_S = 2.0
 """Before a fault strikes, at most so much of the load is under way: a backlog would hide that nothing is done."""
 REST_RATE = 20_000
 """Posts a second once the fault is over: what is left of the load."""
+GAUGES_S = 1.5
+"""Longer than gauges take to say what is."""
 
-
+_ENDED = re.compile(r"(\S+) ended \((.*)\): starting it again")
 FAILURES = "manyray_transaction_failures_total"
 Process = tuple[str, int]
 """A process's name and id."""
@@ -76,11 +79,21 @@ class Run:
     """How long anything that is to happen may take."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, pipeline: Pipeline, load: Load, live: Live, *, seed: int
+        self,
+        fault: Fault,
+        cluster: Cluster,
+        settings: Settings,
+        pipeline: Pipeline,
+        *,
+        publisher: Publisher,
+        live: Live,
+        seed: int,
     ) -> None:
+        self.fault = fault
         self.cluster = cluster
         self.settings = settings
-        self.load = load
+        self.publisher = publisher
+        self.load = publisher.load
         self.topics = Topics.of(settings, version_of(settings))
         self.pipeline = pipeline
         self.live = live
@@ -179,10 +192,23 @@ class Run:
         while (seen := self.live.seen) < count:
             self.wait_until(lambda seen=seen: self.live.seen > seen, f"more posts than {seen} come out, of {count}")
 
+    def await_learned(self) -> None:
+        """Once all posts have come out, so have all vectors: wait until dedup has taken them into its tables."""
+        self.rest(GAUGES_S)
+        gauges = ("manyray_consumer_lag", "manyray_queue_length")
+
+        def waiting() -> list[float]:
+            return [value for gauge in gauges for value in self.samples("dedup", gauge)]
+
+        self.wait_until(lambda: (left := waiting()) and not sum(left), "dedup has taken everything")
+
     def raise_failure(self) -> None:
-        """Raise what made the subscriber end, or a role be given up."""
-        if self.live.failure is not None:
-            raise self.live.failure
+        """Raise what made subscriber or publisher end, or a role be given up; a post that came twice ends it too."""
+        for failure in (self.live.failure, self.publisher.failure):
+            if failure is not None:
+                raise failure
+        if self.live.doubled and not self.fault.doubles:
+            raise FaultError(f"{self.live.doubled} came twice, the first of them {self.live.first_doubled}")
         self.pipeline.raise_failure()
 
 
@@ -217,8 +243,9 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
             create_topics(direct, version_of(direct))
             if fault.clock:
                 held.enter_context(clocks(points, "roles"))
-            load = Load(seed)
+            load = Load(seed, fault.text_chars)
             silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts, wait_s=wait_s)
+            notes += _ends(logs / "roles.log")
             topics = Topics.of(settings, version_of(settings))
             await_ends(direct, topics)
             counts.update(verify(cluster.direct_servers, topics))
@@ -249,6 +276,12 @@ def _logs_of(fault: Fault, seed: int) -> Path:
     return folder
 
 
+def _ends(log: Path) -> list[str]:
+    """Which roles ended, how often and why, as their supervisor said."""
+    ends = Counter(_ENDED.findall(log.read_text(encoding="utf-8", errors="replace")))
+    return [f"{name} ended ({how})" + (f" {count} times" if count > 1 else "") for (name, how), count in ends.items()]
+
+
 def _keep_logs(cluster: Cluster, folder: Path) -> None:
     for number, member in cluster.servers.items():
         (folder / f"broker-{number}.log").write_text(member.logs(), encoding="utf-8")
@@ -268,7 +301,7 @@ def _strike(
         live = Live(cluster.direct_servers, topics.posts[0], topics.embeddings, topics.rejected, settings.partitions)
         held.callback(live.close)
         publisher = Publisher(cluster.direct_servers, topics.posts[0], load, fault.rate)
-        run = Run(cluster, settings, pipeline, load, live, seed=seed)
+        run = Run(fault, cluster, settings, pipeline, publisher=publisher, live=live, seed=seed)
         run.wait_s = wait_s
         try:
             run.await_seen(int(posts * STRUCK_AT))
@@ -286,13 +319,12 @@ def _strike(
             run.wait_until(lambda: publisher.sent >= posts, "all posts are sent")
             publisher.end()
             run.await_seen(publisher.sent)
+            run.await_learned()
         except Exception as error:  # what had come out until then is judged all the same
             problems.append(f"{type(error).__name__}: {error}")
             for end in (cluster.mend, publisher.end):
                 with contextlib.suppress(Exception):  # as it is a failure already
                     end()
-        if live.doubled and not fault.doubles:
-            problems.append(f"{live.doubled} doubled, as the live subscriber saw it")
         if live.reasons != load.reasons:
             problems.append(f"rejected were {dict(live.reasons)}, and bad are {dict(load.reasons)}")
     return silent_s, problems, run.notes

@@ -4,9 +4,11 @@ python -m faults.soak [--minutes 60] [--seed 1] [--report docs/reliability.md]
 """
 
 import argparse
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +17,8 @@ from typing import TypeVar
 from faults.fault import THREE_BROKERS, Fault
 from faults.processes import STEPS
 from faults.rebalances import come_or_go
-from faults.report import line, write
-from faults.run import WAIT_S, Run, run_fault
+from faults.report import commit, line, write
+from faults.run import WAIT_S, FaultError, Run, run_fault
 from streams import clock
 from streams.up import ROLES
 
@@ -38,14 +40,21 @@ def _choose(run: Run, items: list[Item]) -> Item:
 
 
 def _kill(run: Run) -> Mend:
-    """At once, or at a step of a transaction if one is reached in time."""
+    """At once, or at a step of a transaction; at once after all if none is reached in time."""
     role = _choose(run, list(ROLES))
     if run.random.random() < 0.5:
         run.kill(role)
         return lambda: None
     step = f"{role}.{_choose(run, list(STEPS[role]))}"
     run.arm(step, "kill")
-    return lambda: (run.points / step).unlink(missing_ok=True)
+
+    def mend() -> None:
+        if (run.points / step).exists():
+            (run.points / step).unlink(missing_ok=True)
+            with suppress(FaultError):  # it is dead already
+                run.kill(role)
+
+    return mend
 
 
 def _bounce(run: Run) -> Mend:
@@ -120,11 +129,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, help="a file whose table of figures is brought up to date")
     arguments = parser.parse_args()
-    soak = Fault("soak", 17, partial(_strike, arguments.minutes), **THREE_BROKERS)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left behind
+    of = commit()
+    soak = Fault(f"soak-of-{arguments.minutes:.0f}-minutes", 17, partial(_strike, arguments.minutes), **THREE_BROKERS)
     verdict = run_fault(replace(soak, rate=RATE), arguments.seed, posts=100_000)
     print(line(verdict))
     if arguments.report:
-        write(arguments.report, [verdict])
+        write(arguments.report, [verdict], of)
     return 1 if verdict.problems else 0
 
 

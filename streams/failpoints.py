@@ -1,11 +1,13 @@
 """Named points at which a fault test may strike a role; off, and then a call that does nothing, in any other process.
 
-`MANYRAY__FAILPOINTS` names a folder. A file in it arms the point of its name, and its text says what happens there:
+`MANYRAY__FAILPOINTS` names a folder. A file in it arms the point of its name, and its text says what happens there,
+one thing after another where commas part them, as in `hang 0.5, kill`:
 
     kill            end the process at once, as kill -9 does
     kill SECONDS    the same a moment later, while it goes on
     stop            stop it, as SIGSTOP does, until it gets SIGCONT
     hang            wait for ever
+    hang SECONDS    wait for so long
     raise           raise Retry
     crash           raise RuntimeError
 
@@ -35,7 +37,8 @@ def reacher(folder: str | None) -> Callable[[str], None]:
             armed.unlink()
         except FileNotFoundError:  # not armed, or another process was quicker
             return
-        _strike(point, *text.split())
+        for action in text.split(","):
+            _strike(point, *action.split())
 
     return reach
 
@@ -48,7 +51,7 @@ def _strike(point: str, action: str, after_s: str = "") -> None:
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "hang":
-        threading.Event().wait()
+        threading.Event().wait(float(after_s) if after_s else None)
     elif action == "raise":
         raise Retry(f"failpoint {point}")
     elif action == "crash":

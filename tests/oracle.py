@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clients, clock
@@ -95,7 +95,9 @@ def read_records(settings: Settings, topic: str) -> list[Message]:
 
 
 def _records(settings: Settings, topic: str, follow: bool) -> Iterable[Message]:
-    """Committed records of a topic; without `follow`, up to its end; with it, also None when nothing came."""
+    """Committed records of a topic; without `follow`, up to its end; with it, also None now and then, until none comes
+    for `STALL_S`.
+    """
     consumer = Consumer(
         {
             "bootstrap.servers": settings.bootstrap_servers,
@@ -103,6 +105,7 @@ def _records(settings: Settings, topic: str, follow: bool) -> Iterable[Message]:
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",  # some tests trim
         }
     )
     try:
@@ -112,14 +115,18 @@ def _records(settings: Settings, topic: str, follow: bool) -> Iterable[Message]:
         last_s = clock.monotonic_s()
         while clock.monotonic_s() - last_s < STALL_S:
             for message in consumer.consume(1_000, 0.5):
-                if message.error() is None:
+                error = message.error()
+                if error is None:
                     last_s = clock.monotonic_s()
                     yield message
-                else:
+                elif error.code() == KafkaError._PARTITION_EOF:
                     ended.add(message.partition())
+                elif not error.retriable():
+                    raise KafkaException(error)
             if follow:
                 yield None
             elif len(ended) == len(partitions):
                 return
+        assert follow, f"{topic} gives neither records nor its end for {STALL_S:.0f} s"
     finally:
         consumer.close()

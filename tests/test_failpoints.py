@@ -53,6 +53,23 @@ def test_raise_and_crash_strike_once(tmp_path):
         reach("a.point")
 
 
+def test_actions_come_one_after_another(tmp_path):
+    """So a process can be made to wait before it ends."""
+    (tmp_path / "a.point").write_text("hang 0.01, raise, kill")
+    with pytest.raises(Retry):
+        failpoints.reacher(str(tmp_path))("a.point")
+
+
+def test_stop_stops_the_process_until_it_may_go_on(tmp_path):
+    """As SIGSTOP does."""
+    (tmp_path / "a.point").write_text("stop")
+    environment = {**os.environ, failpoints.VARIABLE: str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE) as process:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=60)[0].split() == [b"passed", b"twice"]
+
+
 def test_roles_under_up_inherit_the_folder(monkeypatch):
     """It is no setting, which are handed over in another way."""
     monkeypatch.setenv(failpoints.VARIABLE, "somewhere")

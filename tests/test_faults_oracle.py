@@ -48,6 +48,8 @@ class Kept:
     embeddings: list[Embedding]
     vectors: dict[bytes, bytes]
     table: dict[bytes, bytes]
+    is_at_end: bool = True
+    """Whether the table has taken all of the vectors."""
 
     def write(self, settings: Settings, topics: Topics) -> None:
         """Put it where the stages do."""
@@ -65,13 +67,14 @@ class Kept:
         producer.produce(topics.checkpoints, self.checkpoint.to_bytes(), key=KEY)
         for embedding in self.embeddings:
             producer.produce(topics.embeddings, embedding.SerializeToString(), key=embedding.post_id)
-        for _, value in pack_vectors(self.vectors, topics.version, 1):
+        records = [value for _, value in pack_vectors(self.vectors, topics.version, 1)]
+        for value in records:
             producer.produce(topics.vectors, value)
         assert producer.flush(30) == 0
         with closing(RocksTable(folder_of(settings, topics, 0), settings.table_disk_mib * 2**20)) as table:
             rows = iter(self.table.items())
             while some := dict(islice(rows, 64)):
-                table.put_many(some, 1)
+                table.put_many(some, len(records) if self.is_at_end else 0)
 
 
 def kept_of(settings: Settings, topics: Topics, load: Load, posts: list[bytes | None]) -> Kept:
@@ -198,6 +201,11 @@ def change_a_row(kept: Kept) -> None:
     kept.table[first] = bytes(len(kept.table[first]))
 
 
+def learn_no_more(kept: Kept) -> None:
+    """The table stands where it was."""
+    kept.is_at_end = False
+
+
 def lose_a_chunk(kept: Kept) -> None:
     """A number is left out."""
     del kept.chunks[1]
@@ -230,6 +238,7 @@ SPOILT: dict[Callable[[Kept], None], set[str]] = {
     lose_a_vector: {"1 vectors are not in"},
     lose_a_row: {"0 vectors are not those of its changelog, 1 are missing"},
     change_a_row: {"1 vectors are not those of its changelog, 0 are missing"},
+    learn_no_more: {"the table of partition 0 has not taken the last"},
     lose_a_chunk: {"missing"},
     number_anew: {"were numbered anew"},
     lag_behind: {"the checkpoint of partition 0 is at 2, and its chunks end at 3"},
@@ -273,10 +282,13 @@ def test_a_transaction_that_stays_open_is_told(one: Settings, monkeypatch: pytes
     producer.init_transactions(WAIT_S)
     producer.begin_transaction()
     producer.produce(topics.misses, b"")
+    producer.produce(topics.embeddings, b"")
     assert producer.flush(WAIT_S) == 0
     monkeypatch.setattr("faults.inside.ENDED_S_MAX", 1.0)
     with pytest.raises(Fatal, match=f"a transaction on {topics.misses}/0 is still open"):
         await_ends(one, topics)
+    with pytest.raises(FaultError, match=f"{topics.embeddings}/0 at offset 0: a transaction is open"):
+        verify(one.bootstrap_servers, topics)
     producer.abort_transaction(WAIT_S)
     monkeypatch.undo()
     await_ends(one, topics)

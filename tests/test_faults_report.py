@@ -16,15 +16,15 @@ def test_a_row_has_the_last_runs_of_its_fault(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "reliability.md").read_text()
     rule = "|---|---|---|---|---|---|---|---|---|---|"
     path.write_text(text[: text.index(rule)] + rule + "\n\nwords after\n")
-    write(path, [replace(GOOD, fault="other", row=10)])
-    write(path, [GOOD, replace(GOOD, seed=2, lost=1, problems=["1 lost"])])
-    write(path, [replace(GOOD, seed=3), replace(GOOD, seed=4, lost=1, silent_s=7.0, problems=["1 lost"])])
+    write(path, [replace(GOOD, fault="other", row=10)], "abc")
+    write(path, [GOOD, replace(GOOD, seed=2, lost=1, problems=["1 lost"])], "abc")
+    write(path, [replace(GOOD, seed=3), replace(GOOD, seed=4, lost=1, silent_s=7.0, problems=["1 lost"])], "def-dirty")
     lines = path.read_text().splitlines()
     head = next(at for at, one in enumerate(lines) if one.startswith("| row | fault "))
     rows = [one for one in lines[head + 1 :] if one.startswith("| ")]
-    assert [row.rpartition(" | ")[0] for row in rows] == [
-        "| 2 | a-fault | 2, 1 FAILED | 2,000 | 1 | 0 | 20 | 6 | 5.2, 7.0",
-        "| 10 | other | 1 | 1,000 | 0 | 0 | 10 | 3 | 5.2",
+    assert rows == [
+        "| 2 | a-fault | 2, 1 FAILED | 2,000 | 1 | 0 | 20 | 6 | 5.2, 7.0 | def-dirty |",
+        "| 10 | other | 1 | 1,000 | 0 | 0 | 10 | 3 | 5.2 | abc |",
     ]
     assert lines[-2:] == ["", "words after"]
     assert any(one.startswith("Machine: ") and "cores" in one for one in lines)
