@@ -10,6 +10,7 @@ from manyray.subscription import read_batch
 from schemas.embedding import Matrix
 from schemas.errors import Fatal, Reject, Retry
 from streams import clients, clock
+from streams.rejected import headers_of
 from streams.settings import Settings
 from streams.topics import Topics, list_partitions
 
@@ -50,7 +51,7 @@ def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object
                     rows[index] = row
             for message in messages:
                 if not message.error() and message.topic() == rejected:
-                    headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
+                    headers = {name: value for name, value in headers_of(message) or [] if isinstance(value, bytes)}
                     index = index_of.get((message.key() or b"").decode("utf-8", "replace"))
                     if index is not None and headers.get("manyray-ray") == settings.ray.encode():
                         refused[index] = _reason(headers, index)

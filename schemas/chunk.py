@@ -1,11 +1,12 @@
 """Packing posts into chunks, in either internal topic that carries them (`lookups`, `misses`)."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
-from schemas.content import split_fingerprints
+from schemas.content import FINGERPRINT_BYTES, split_fingerprints
 from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk, Source
 
@@ -83,15 +84,28 @@ def parse_chunk(value: bytes | None, place: str, *, accept_gaps: bool = False) -
     Raises:
         Fatal: it is none; with `accept_gaps` it counts as an empty one.
     """
-    try:
-        return Chunk.FromString(value or b"")
-    except DecodeError:
-        if accept_gaps:
-            return Chunk()
-        raise Fatal(
-            f"{place} holds no chunk: another program writes to a topic that is Manyray's own; stop it, and set "
-            "accept_gaps = true to pass over what it wrote"
-        ) from None
+    with suppress(DecodeError):
+        chunk = Chunk.FromString(value or b"")
+        if _is_whole(chunk):
+            return chunk
+    if accept_gaps:
+        return Chunk()
+    raise Fatal(
+        f"{place} holds no chunk: another program writes to a topic that is Manyray's own; stop it, and set "
+        "accept_gaps = true to pass over what it wrote"
+    )
+
+
+def _is_whole(chunk: Chunk) -> bool:
+    """Whether its columns agree: other messages parse as a chunk too, as Protobuf passes over what it does not know."""
+    contents, posts = len(chunk.texts), len(chunk.ids)
+    columns = (chunk.contents, chunk.post_sources, chunk.offsets, chunk.posted_ms)
+    return (
+        len(chunk.fingerprints) == contents * FINGERPRINT_BYTES
+        and all(len(column) == posts for column in columns)
+        and len(set(chunk.contents)) == contents == max(chunk.contents, default=-1) + 1
+        and max(chunk.post_sources, default=-1) < len(chunk.sources)
+    )
 
 
 def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> None:

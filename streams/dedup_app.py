@@ -139,16 +139,15 @@ class Lanes:
             if tp.partition in self._lanes and self._in_hand[tp.partition] + FETCH_RECORDS_MAX <= LANE_RECORDS_MAX
         }
 
-    def put(self, event: Any) -> None:
-        """Hand an event to its lane; without one it is dropped, and read again by its owner."""
-        message = event.message
+    def put(self, message: Any) -> None:
+        """Hand a record to its lane; without one it is dropped, and read again by its owner."""
         lane = self._lanes.get(message.partition)
         if lane is None:
             return
         loop = asyncio.get_running_loop()
 
         def done() -> None:
-            loop.call_soon_threadsafe(self._done, event, lane)
+            loop.call_soon_threadsafe(self._done, lane)
 
         self._in_hand[lane.partition] += 1
         is_vectors = message.topic == self._shared.topics.vectors
@@ -193,8 +192,7 @@ class Lanes:
         waits = [loop.run_in_executor(self._threads, call) for call in calls]
         return asyncio.gather(*waits, return_exceptions=return_exceptions)
 
-    def _done(self, event: Any, lane: Lane) -> None:
-        event.ack()  # for the group's offset, which tools show; our checkpoint decides where reading resumes
+    def _done(self, lane: Lane) -> None:
         if self._lanes.get(lane.partition) is lane:
             self._in_hand[lane.partition] -= 1
 
@@ -224,23 +222,23 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
         broker_heartbeat_interval=SESSION_TIMEOUT_S / 5,
         broker_rebalance_timeout=60.0,
         broker_request_timeout=40.0,
-        broker_commit_interval=1.0,
         **faust_credentials(settings),
     )
     app.lanes = lanes = Lanes(shared)
 
     def raw(topic: str) -> Any:
-        return app.topic(topic, key_serializer="raw", value_serializer="raw", allow_empty=True)
+        # No acks: checkpoints say where to go on. Faust's would pile up, as each transaction's marker is a gap to it.
+        return app.topic(topic, key_serializer="raw", value_serializer="raw", allow_empty=True, acks=False)
 
     @app.agent(raw(shared.topics.lookups), name="manyray.lookups")
     async def lookups(stream: Any) -> None:
         async for event in stream.noack().events():
-            lanes.put(event)
+            lanes.put(event.message)
 
     @app.agent(raw(shared.topics.vectors), name="manyray.vectors")
     async def vectors(stream: Any) -> None:
         async for event in stream.noack().events():
-            lanes.put(event)
+            lanes.put(event.message)
 
     async def opened(*_: Any, **__: Any) -> None:
         if not lanes.assigned:  # revoked again before this hook ran: others may own the partitions by now

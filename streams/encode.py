@@ -124,6 +124,8 @@ class Encode:
             wait([self._in_flight[0].future], _IDLE_WAIT_S)
         else:
             busy = bool(self._in_flight or self._window.chunks)
+            if not busy:
+                self.member.commit_ends(self.producer)
             self._read(min(self._wait_s, _BUSY_WAIT_S) if busy else _IDLE_WAIT_S)
         return False
 

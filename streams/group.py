@@ -18,15 +18,18 @@ from confluent_kafka import (
 
 from schemas.chunk import Place
 from schemas.errors import Fatal, Retry
-from streams import clients
+from streams import clients, clock
 from streams.health import JOINING
 from streams.lag import LagReporter, OpenTransactions
 from streams.metrics import Metrics
 from streams.settings import Settings
+from streams.transactions import StageProducer
 
 _log = logging.getLogger("manyray.group")
 
 COMMITTED_TIMEOUT_S = 10.0
+ENDS_EVERY_S = 10.0
+"""Between two commits of ends: the least that one costs is a transaction."""
 STATISTICS_MS = 2_000
 POLL_MS_MAX = 86_400_000
 """Between two reads, the most that librdkafka takes: one window may compute for as long as it likes, and what hangs is
@@ -47,9 +50,13 @@ class Member:
     on_lost: Callable[[], None]
     owned: set[Place] = field(default_factory=set[Place])
     positions: dict[Place, int] = field(default_factory=dict[Place, int])
+    """The next offset to process, of each partition owned."""
     revocations: int = 0
     waits_for: str = JOINING
     """Why it does not read all that it owns now; empty when it does. Any thread may ask."""
+    _read_to: dict[Place, int] = field(default_factory=dict[Place, int])
+    _ends: dict[Place, int] = field(default_factory=dict[Place, int])
+    _ends_due_s: float = 0.0
 
     @classmethod
     def join(
@@ -98,12 +105,14 @@ class Member:
         gone = self.revocations
         for message in self.consumer.consume(records_max, wait_s):
             error = message.error()
+            place, offset = (_topic(message), message.partition() or 0), message.offset() or 0
             if error is None:
                 records.append(message)
+                self._read_to[place] = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                self.lag.reached_end(_topic(message), message.partition() or 0, message.offset() or 0)
+                self._ends[place] = offset
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-                raise self._why_nowhere((_topic(message), message.partition() or 0))
+                raise self._why_nowhere(place)
             elif why := clients.why_unreadable(message):
                 raise why
             else:
@@ -144,9 +153,37 @@ class Member:
         """Note the next offsets to process, for the lag."""
         self.positions.update(offsets)
 
+    def commit_ends(self, producer: StageProducer) -> None:
+        """Now and then, of partitions of which all is processed, commit the end. Call it when nothing is under way.
+
+        Behind a last record lies the marker of its transaction, which nobody reads and retention removes with it: an
+        offset before it would look, to who begins there, as if records had been removed.
+
+        Raises:
+            Retry: perhaps it was not committed: `rewind`.
+        """
+        if clock.monotonic_s() < self._ends_due_s:
+            return
+        self._ends_due_s = clock.monotonic_s() + ENDS_EVERY_S
+        ends = {
+            place: end
+            for place, end in self._ends.items()
+            if 0 <= self.positions.get(place, OFFSET_INVALID) < end and self.positions[place] == self._read_to[place]
+        }
+        if not ends:
+            return
+        places = [
+            TopicPartition(one.topic, one.partition, ends[one.topic, one.partition], metadata=one.metadata or "")
+            for one in self.committed(ends)
+        ]
+        producer.begin()
+        producer.commit(places, self.consumer)
+        self._read_to.update(ends)
+        self.processed(ends)
+
     def report_lag(self) -> None:
         """Set the lag metrics, now and then."""
-        self.lag.report(self.positions)
+        self.lag.report(self.positions, self._ends)
 
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting."""
@@ -155,7 +192,11 @@ class Member:
     def _starts(self, places: Iterable[Place]) -> list[TopicPartition]:
         """Where to read partitions from: what is committed, or the beginning where nothing ever was."""
         committed = self.committed(places)
-        self.positions.update({(one.topic, one.partition): one.offset for one in committed})
+        for one in committed:
+            place = (one.topic, one.partition)
+            self.positions[place] = one.offset
+            self._read_to[place] = one.offset
+            self._ends.pop(place, None)
         return [
             TopicPartition(one.topic, one.partition, OFFSET_BEGINNING if one.offset == OFFSET_INVALID else one.offset)
             for one in committed
@@ -206,7 +247,8 @@ class Member:
         for partition in partitions:
             place = (partition.topic, partition.partition)
             self.owned.discard(place)
-            self.positions.pop(place, None)
+            for known in (self.positions, self._read_to, self._ends):
+                known.pop(place, None)
             self.lag.forget(*place)
         self.lag.metrics.partitions_owned.set(len(self.owned))
         _log.info("gave up %d partitions, owns %d", len(partitions), len(self.owned))

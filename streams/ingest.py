@@ -111,6 +111,8 @@ class Ingest:
         self.member.report_lag()
         if messages:
             self.publish(sort_posts(messages, self.packer, settings.text_bytes_max))
+        else:
+            self.member.commit_ends(self.producer)
         return bool(messages)
 
     def publish(self, batch: Batch) -> None:

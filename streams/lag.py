@@ -49,14 +49,12 @@ class LagReporter:
     metrics: Metrics
     open_transactions: OpenTransactions
     _next_s: float = 0.0
-    _ends: dict[Place, int] = field(default_factory=dict[Place, int])
 
-    def reached_end(self, topic: str, partition: int, offset: int) -> None:
-        """All up to `offset` was read: control records at the end, which no reader sees, are no lag."""
-        self._ends[topic, partition] = offset
+    def report(self, processed: Mapping[Place, int], ends: Mapping[Place, int]) -> None:
+        """Set the gauge from the watermarks last fetched and the next offset to process of each partition.
 
-    def report(self, processed: dict[Place, int]) -> None:
-        """Set the gauge from the watermarks last fetched and the next offset to process of each partition."""
+        All before `ends` was read: control records at the end, which no reader sees, are no lag.
+        """
         if clock.monotonic_s() < self._next_s:
             return
         self._next_s = clock.monotonic_s() + EVERY_S
@@ -65,7 +63,7 @@ class LagReporter:
             _, high = self.consumer.get_watermark_offsets(at, cached=True) or (0, 0)
             done = max(0, processed[topic, partition])
             if done >= at.offset:  # nothing is under way, so only what is not a record can lie behind it
-                done = max(done, self._ends.get((topic, partition), 0))
+                done = max(done, ends.get((topic, partition), 0))
             self.metrics.consumer_lag.labels(topic, str(partition)).set(max(0, high - done))
 
     def told(self, statistics: Mapping[str, Any], owned: set[Place]) -> None:
@@ -79,6 +77,5 @@ class LagReporter:
 
     def forget(self, topic: str, partition: int) -> None:
         """The partition is no longer ours."""
-        self._ends.pop((topic, partition), None)
         self.metrics.consumer_lag.remove(topic, str(partition))
         self.open_transactions.forget(topic, partition)

@@ -44,7 +44,8 @@ class Original:
 
     @classmethod
     def of(cls, message: Message) -> "Original":
-        """The record that was read."""
+        """The record that was read; without its headers where one's name is no UTF-8, which a header says."""
+        headers = headers_of(message)
         return cls(
             message.topic() or "",
             message.partition() or 0,
@@ -52,7 +53,7 @@ class Original:
             message.timestamp()[1],
             message.value(),
             message.key(),
-            list(message.headers() or []),
+            [("manyray-original", b"headers_unreadable")] if headers is None else headers,
         )
 
     @classmethod
@@ -60,6 +61,16 @@ class Original:
         """A stand-in for a record that may be gone: the post as JSON, its id as the key; a header says what it is."""
         headers = [("manyray-original", b"gone")]
         return cls(topic, partition, offset, posted_ms, encode_post(post), post.id.encode(), headers)
+
+
+def headers_of(message: Message) -> list[Any] | None:
+    """A record's headers, pairs of a name and a value; None where a name is no UTF-8, which Kafka's brokers take."""
+    try:
+        headers = message.headers()
+        object()  # confluent-kafka leaves the error behind, for the next call that looks; names are missing until then
+    except (SystemError, UnicodeDecodeError):
+        return None
+    return list(headers or [])
 
 
 def send_rejected(producer: StageProducer, topics: Topics, original: Original, cause: Reject) -> None:

@@ -1,5 +1,6 @@
 """Laws of a consumer group's member, on a real broker."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ from streams import clients, clock
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.settings import Settings
+from streams.transactions import StageProducer
+from tests.test_transport import write
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.broker
@@ -100,6 +103,38 @@ def test_records_removed_before_they_were_read_stop_it(settings: Settings, topic
         take(member, 1)
     with joined(settings.model_copy(update={"accept_gaps": True}), group, topic) as member:
         assert take(member, 1) == [b"3"]
+
+
+def test_the_marker_behind_the_last_record_is_committed_too(
+    settings: Settings, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention removes it with its record: an offset before it would look as if a record had been removed."""
+    monkeypatch.setattr("streams.group.ENDS_EVERY_S", 0.0)
+    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
+    producer.open()
+    write(settings, topic, [([b"0", b"1"], True)])
+    place = (topic, 0)
+    with joined(settings, group, topic) as member:
+        take(member, 2)
+        member.commit_ends(producer)
+        assert member.committed([place])[0].offset < 0  # not while something is under way
+        producer.begin()
+        producer.commit([TopicPartition(*place, 2, metadata="kept")], member.consumer)
+        member.processed({place: 2})
+
+        def read_on() -> None:
+            assert member.read(1, 0.1) == []
+            member.commit_ends(producer)
+
+        wait_until(lambda: member.positions[place] == 3, "the end is committed", read_on)
+        (committed,) = member.committed([place])
+        assert (committed.offset, committed.metadata) == (3, "kept")
+        remove(settings, topic, 3)
+        member.rewind()
+        put(settings, topic, b"2")
+        assert take(member, 1) == [b"2"]
+    with joined(settings, group, topic) as member:
+        assert take(member, 1) == [b"2"]
 
 
 def test_all_was_read_before_it_was_removed(settings: Settings, topic: str, group: str) -> None:

@@ -1,8 +1,12 @@
 """Laws of rejected records: what was written comes back byte by byte, and what is gone is told."""
 
+import asyncio
 import threading
 
+import aiokafka
 import pytest
+from aiokafka.producer import message_accumulator
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Message, Producer, TopicPartition
 
 from schemas.errors import Reject
@@ -70,6 +74,32 @@ def test_what_is_gone_is_rebuilt_and_says_so(settings: Settings, producer: Produ
         assert decode_post(rebuilt.value, 100) == Post(f"id{one.offset}", "text")
         assert rebuilt.key == f"id{one.offset}".encode()
         assert ("manyray-original", b"gone") in rebuilt.headers
+
+
+class _NotText(str):
+    """A header's name as another language's client may write it."""
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff"
+
+
+def test_a_header_whose_name_is_no_text_is_left_out(
+    settings: Settings, producer: Producer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brokers take it, and confluent-kafka cannot give it: the rest of the record is kept, and a header says so."""
+    for module in (message_accumulator, aiokafka.producer.producer):
+        monkeypatch.setattr(module, "DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+
+    async def write() -> None:
+        async with aiokafka.AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as foreign:
+            await foreign.send_and_wait(topic, b"value", key=b"key", partition=0, headers=[(_NotText("name"), b"")])
+
+    asyncio.run(write())
+    put(producer, topic, 1)
+    first, second = sorted(read_records(settings, topic), key=lambda message: message.offset() or 0)
+    assert Original.of(first).headers == [("manyray-original", b"headers_unreadable")]
+    assert (first.value(), first.key()) == (b"value", b"key")
+    assert len(Original.of(second).headers) == 2
 
 
 def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, producer: Producer, topic: str) -> None:
