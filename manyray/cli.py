@@ -56,7 +56,10 @@ def stop_on_signals() -> Generator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    old = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield stop
     finally:
@@ -84,6 +87,8 @@ def _run_role(run: Role, settings: Settings) -> None:
         os.set_blocking(tell, False)
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         threading.Thread(target=_end_at_last, args=(told,), daemon=True).start()
+        # A role that fails sets it too, before it gives back what it has.
+        threading.Thread(target=lambda: stop.wait() and os.write(tell, b"\0"), daemon=True).start()
         try:
             try:
                 run(settings, stop)

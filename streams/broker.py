@@ -80,7 +80,7 @@ class Broker:
                     format_storage(folder, cluster_id, class_path, java_options=java_options)
                     server = start_server(folder, node, class_path, heap_mib=heap_mib, java_options=java_options)
                     broker._servers.append(server)
-                wait_until_ready(broker._servers)
+                wait_until_ready(broker._servers, log)
             except BaseException:
                 broker.stop(timeout_s=0)
                 raise

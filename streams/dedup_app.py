@@ -293,6 +293,7 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
                 starting.result()
                 report_lag(app, consumer, topics, metrics)
     finally:
+        health.stop.set()  # after a failure too: what is left has the time of a stop
         await app.stop()
         starting.cancel()
         await app.lanes.close()

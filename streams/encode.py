@@ -360,4 +360,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
         try:
             keep_going(encode.step, encode.recover, stop)
         finally:
+            stop.set()  # after a failure too: what is left has the time of a stop
             encode.close()

@@ -7,6 +7,7 @@ import socket
 import socketserver
 import threading
 import urllib.request
+from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from schemas.errors import Fatal
+from streams import clock
 from streams.health import Health
 from streams.settings import Settings
 
@@ -24,7 +26,7 @@ _log = logging.getLogger("manyray.metrics")
 
 DEFAULT_PORT = {"ingest": 9101, "dedup": 9102, "encode": 9103}
 CLIENT_TIMEOUT_S = 5.0
-"""A client that says or takes nothing for so long is dropped."""
+"""A client that takes longer is dropped."""
 CLIENTS_MAX = 16
 """Served at once; more are dropped."""
 
@@ -41,6 +43,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
         self.registry, self.health = registry, health
         self._free = threading.BoundedSemaphore(CLIENTS_MAX)
+        self._until_s: dict[socket.socket, float] = {}
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         super().__init__((host, port), _Handler)
 
@@ -48,17 +51,30 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        self._until_s[request] = clock.monotonic_s() + CLIENT_TIMEOUT_S
         try:
             super().process_request(request, client_address)
         except BaseException:  # no thread could be started
-            self._free.release()
+            self._forget(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._forget(request)
+
+    def service_actions(self) -> None:
+        """Called twice a second: a time-out of each read alone would let a client say a byte now and then."""
+        now_s = clock.monotonic_s()
+        for request, until_s in self._until_s.copy().items():
+            if now_s > until_s:
+                with suppress(OSError):  # it went away by itself
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self, request: Any) -> None:
+        self._until_s.pop(request, None)
+        self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no news."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,11 +228,17 @@ class Member:
         self.lag.told(statistics, self.owned)
         if self.waits_for != JOINING:
             return
-        # Of an assignment of nothing librdkafka tells nobody: who has been with the coordinator for a while has it.
+        # Of an assignment of nothing librdkafka tells nobody: a member that has its coordinator for a while has it.
         group = statistics.get("cgrp", {})
-        if group.get("state") == "up" and group.get("stateage", 0) >= STATISTICS_MS:
+        if group.get("state") == "up" and group.get("stateage", 0) >= STATISTICS_MS and self._is_member():
             self.waits_for = ""
             _log.info("ready: owns %d partitions", len(self.owned))
+
+    def _is_member(self) -> bool:
+        """Whether the group has taken us, and has not put us out: members have an epoch, which librdkafka tells only in
+        what transactions send of the group, behind a mark.
+        """
+        return int.from_bytes(self.consumer.consumer_group_metadata()[7:11], sys.byteorder, signed=True) > 0
 
     def _revoked(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         self.on_revoke()

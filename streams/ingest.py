@@ -185,4 +185,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
     try:
         keep_going(ingest.step, ingest.recover, stop)
     finally:
+        stop.set()  # after a failure too: what is left has the time of a stop
         ingest.close()

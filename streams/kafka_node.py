@@ -7,7 +7,7 @@ hold any character.
 """
 
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,10 @@ from streams.java import JavaProcess
 from streams.ports import HOST, choose_ports
 
 FORMAT_S_MAX = 60.0
-READY_S_MAX = 60.0
+READY_S_MAX = 900.0
+"""After an unclean end Kafka reads back all segments that were not flushed, with nobody served meanwhile."""
+SLOW_S = 15.0
+"""A start that takes longer is told."""
 
 _LOGS = ("broker.log", "console.log")
 _PROBE_S = 0.5
@@ -104,6 +107,8 @@ def server_properties(node: Node, nodes: Sequence[Node], changes: Mapping[str, s
         "group.consumer.session.timeout.ms": 6_000,
         # Readers of committed records wait for a dead producer's open transaction: so look for those often.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
+        # What was not flushed is read back after an unclean end: a partition's last segment, 1 GiB by default.
+        "log.segment.bytes": 128 << 20,
         "message.max.bytes": _MESSAGE_BYTES_MAX,
         "replica.fetch.max.bytes": _MESSAGE_BYTES_MAX,
         # The cleaner of compacted topics takes 128 MiB by default, half of the heap; this is 600,000 keys a pass.
@@ -155,8 +160,8 @@ def start_server(
     return Server(node, folder, _java(folder, class_path, main, (f"-Xmx{heap_mib}m", *java_options)))
 
 
-def wait_until_ready(servers: Sequence[Server]) -> None:
-    """Return when a client sees every server of the cluster.
+def wait_until_ready(servers: Sequence[Server], log: Callable[[str], None] = lambda _: None) -> None:
+    """Return when a client sees every server of the cluster; `log` is told of a start that takes long.
 
     Raises `Fatal`, with the last lines of the log, if one ends or if it takes more than `READY_S_MAX` seconds.
     """
@@ -168,8 +173,12 @@ def wait_until_ready(servers: Sequence[Server]) -> None:
             "log_level": 0,  # that nobody listens yet is no news
         }
     )
-    deadline_s = monotonic_s() + READY_S_MAX
-    while monotonic_s() < deadline_s:
+    began_s = monotonic_s()
+    is_told = False
+    while (now_s := monotonic_s()) < began_s + READY_S_MAX:
+        if now_s > began_s + SLOW_S and not is_told:
+            is_told = True
+            log(f"Kafka is still starting: after an unclean end it reads its data back, {READY_S_MAX:.0f} s at most")
         for server in servers:
             if not server.process.alive():
                 raise why_ended(server)

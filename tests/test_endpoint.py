@@ -117,6 +117,23 @@ def test_clients_that_say_nothing_hold_nobody_up(ask: Ask, port: int):
         wait_until(served, "it answers again")
 
 
+def test_a_client_that_says_a_byte_now_and_then_is_dropped(port: int):
+    """Else sixteen of them would keep everybody else away."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setblocking(False)
+
+        def dropped() -> bool:
+            try:
+                client.send(b"G")
+                return client.recv(1) == b""
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+
+        wait_until(dropped, "it is dropped")
+
+
 def test_clients_without_a_thread_hold_nobody_up(ask: Ask, port: int, monkeypatch: pytest.MonkeyPatch):
     """Where this machine has no thread to give they are dropped, and others are served when it has."""
 

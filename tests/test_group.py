@@ -1,5 +1,6 @@
 """Laws of a consumer group's member, on a real broker."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from confluent_kafka import TopicPartition
 from schemas.errors import Fatal
 from streams import clients, clock
 from streams.group import Member
+from streams.health import JOINING
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.transactions import StageProducer
@@ -103,6 +105,15 @@ def test_records_removed_before_they_were_read_stop_it(settings: Settings, topic
         take(member, 1)
     with joined(settings.model_copy(update={"accept_gaps": True}), group, topic) as member:
         assert take(member, 1) == [b"3"]
+
+
+def test_who_is_no_member_is_not_ready(settings: Settings, group: str) -> None:
+    """Whoever has its coordinator may still wait to be taken, or have been put out."""
+    nowhere = settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+    member = Member.join(nowhere, group, ["topic"], Metrics.create())
+    member._told(json.dumps({"cgrp": {"state": "up", "stateage": 3_600_000}}))
+    assert member.waits_for == JOINING
+    member.close()
 
 
 def test_the_marker_behind_the_last_record_is_committed_too(

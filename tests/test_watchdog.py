@@ -197,10 +197,9 @@ HANGS = {
 }
 
 
-@pytest.mark.parametrize("role", HANGS)
-def test_a_role_that_hangs_ends_with_one_line(settings: Settings, tmp_path: Path, role: str) -> None:
-    """Whichever of its threads waits in C for ever: the other roles go on, this one says where it stands and ends."""
-    target, method, topic = HANGS[role]
+def hanging(settings: Settings, role: str, stall_s: float) -> list[str]:
+    """The command of a role that waits in C for ever at its first work."""
+    target, method, _ = HANGS[role]
     module, _, name = target.rpartition(".")
     code = f"""
         import ctypes, sys
@@ -220,9 +219,40 @@ def test_a_role_that_hangs_ends_with_one_line(settings: Settings, tmp_path: Path
         sys.argv[1:1] = [{role!r}]
         cli.main()
     """
+    return [sys.executable, "-c", textwrap.dedent(code), *flags(settings), f"--set=stall_timeout_s={stall_s}"]
+
+
+def test_a_role_that_fails_while_it_hangs_ends_all_the_same(settings: Settings) -> None:
+    """What it would give back waits for ever: it gets the time of a stop."""
+    create_topics(settings, version_of(settings))
+    with (
+        Pipeline(settings, roles={"ingest": 1, "dedup": 1}) as pipeline,
+        Client(settings) as client,
+        subprocess.Popen(hanging(settings, "encode", 600), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "ready: owns" in line:
+                    break
+            pipeline.wait_ready(WAIT_S)
+            client.publish(["one text"])
+            producer = clients.producer(settings)
+            for partition in range(settings.partitions):
+                producer.produce(f"misses.{settings.ray}", b"no chunk", partition=partition)
+            assert producer.flush(WAIT_S) == 0
+            assert process.wait(WAIT_S) == 1
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("role", HANGS)
+def test_a_role_that_hangs_ends_with_one_line(settings: Settings, role: str) -> None:
+    """Whichever of its threads waits in C for ever: the other roles go on, this one says where it stands and ends."""
+    topic = HANGS[role][2]
     create_topics(settings, version_of(settings))
     others = {other: 1 for other in HANGS if other != role}
-    command = [sys.executable, "-c", textwrap.dedent(code), *flags(settings), f"--set=stall_timeout_s={STALL_S}"]
+    command = hanging(settings, role, STALL_S)
     said: list[str] = []
     with (
         Pipeline(settings, roles=others) as pipeline,
