@@ -247,7 +247,7 @@ def explain(error: Exception, folder: Path) -> ManyrayError:
         return Fatal(f"disk full under {folder}: free space, lower table_disk_mib, or move data_dir")
     if "Too many open files" in text or number == errno.EMFILE:
         return Fatal(f"table {folder} cannot be opened: too many open files; raise the limit (ulimit -n)")
-    if "LOCK" in text:
+    if "/LOCK: " in text:
         return Retry(f"table {folder} is held by another process: stop it, or give this one its own data_dir")
     if "Permission denied" in text or "Read-only" in text:
         return Fatal(f"table {folder} cannot be written: make data_dir writable for this user")

@@ -106,7 +106,7 @@ class Settings(BaseModel):
     )
     encode_wait_ms: int = Field(
         default=20,
-        ge=0,
+        ge=1,
         le=10_000,
         description="a window that is not full is computed when its oldest post waited this",
     )
