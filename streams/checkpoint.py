@@ -46,6 +46,10 @@ class Progress:
             sources[place] = source
         return Progress(offset + 1, sources)
 
+    def has(self, chunk: Chunk) -> bool:
+        """Whether the chunk is done, by its numbers."""
+        return all(is_repeat(self.sources.get((source.topic, source.partition)), source) for source in chunk.sources)
+
     def to_bytes(self) -> bytes:
         """The value of the checkpoint record."""
         message = Checkpoint(lookups_offset=self.lookups_offset, sources=self.sources.values())

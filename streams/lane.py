@@ -195,10 +195,15 @@ class Lane:
         repeats = self._settings.delivery == "at_least_once"
         outcome: list[tuple[Chunk, Actions]] = []
         for record in records:
-            if record.offset < progress.lookups_offset:
-                continue  # done before a crash or a rebalance
             where = f"{self._topics.lookups}/{self.partition} offset {record.offset}"
             chunk = parse_chunk(record.value, where, accept_gaps=accept_gaps)
+            if record.offset < progress.lookups_offset:
+                if not (accept_gaps or progress.has(chunk)):
+                    raise Fatal(
+                        f"{where} is new, though the checkpoint is at {progress.lookups_offset}: the topic was made "
+                        f"anew, or lost its end; delete {self._topics.checkpoints} too and run `manyray topics create`"
+                    )
+                continue  # done before a crash or a rebalance
             progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
             outcome.append((chunk, self._decide(chunk)))
         if not outcome:

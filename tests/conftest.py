@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import NewTopic
 
 from faults.surroundings import disk
+from schemas.errors import Retry
 from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
@@ -47,8 +48,17 @@ def topic(settings: Settings) -> str:
     admin = clients.admin_client(settings)
     for future in admin.create_topics([NewTopic(name, 2, 1)]).values():
         future.result(30)
-    # The controller has made it; brokers tell clients a moment later.
+    # The controller has made it; brokers tell clients a moment later, and lead its partitions another one later.
     wait_until(lambda: list_partitions(settings).get(name) == 2, "the topic is listed")
+    with closing(clients.reader(settings)) as reader:
+
+        def is_led() -> bool:
+            try:
+                return [clients.watermarks(reader, name, partition) for partition in range(2)] == [(0, 0)] * 2
+            except Retry:
+                return False
+
+        wait_until(is_led, "its partitions have leaders")
     return name
 
 

@@ -143,13 +143,32 @@ def put(lane: Lane, value: bytes, offset: int, *, is_vectors: bool) -> threading
     return done
 
 
-def lookup(topics: Topics, numbers: range) -> bytes:
+def lookup(topics: Topics, numbers: range, sequence: int = 1) -> bytes:
     """A chunk of posts whose contents have those vectors."""
     builder, source = ChunkBuilder(), ("posts", 0)
     for number in numbers:
         builder.add_post(str(number), builder.add_content(key(number), str(number).encode()), source, number, 0)
-    sources = [Source(topic="posts", partition=0, epoch_ms=1, sequence=1)]
+    sources = [Source(topic="posts", partition=0, epoch_ms=1, sequence=sequence)]
     return builder.build(topics.version, sources).SerializeToString()
+
+
+def test_a_lane_passes_over_nothing_new_below_its_checkpoint(small: Settings, topics: Topics) -> None:
+    """What it did comes again and costs nothing; what is new there lies in a topic that was made anew under it."""
+    fatal: list[ManyrayError] = []
+    metrics = Metrics.create()
+    lane = Lane(Shared(small, topics, metrics, index_cache(), fatal.append), 0)
+    try:
+        lane.prepare()
+        lane.start()
+        for offset in (10, 3):
+            done = put(lane, lookup(topics, range(5)), offset, is_vectors=False)
+            wait_until(done.is_set, "it is done")
+        assert (metrics.dedup_posts._value.get(), fatal) == (5, [])
+        put(lane, lookup(topics, range(5), sequence=2), 4, is_vectors=False)
+        wait_until(lambda: fatal, "it stops")
+        assert f"{topics.lookups}/0 offset 4 is new, though the checkpoint is at 11" in str(fatal[0])
+    finally:
+        lane.stop()
 
 
 def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, topics: Topics, monkeypatch) -> None:
