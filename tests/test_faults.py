@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 POSTS = 5_000
 SOME = ("kill-dedup-flushed", "kill-ingest-flushed", "zombie-dedup-began")
-WAIT_S = 30.0
+WAIT_S = 20.0
 """A pipeline that is broken on purpose may never bring what is waited for."""
 BROKEN = {
     "no-fencing": ("zombie-dedup-began", r"^\d+ doubled$"),

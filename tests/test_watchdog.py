@@ -216,6 +216,7 @@ def hanging(settings: Settings, role: str, stall_s: float) -> list[str]:
                 libc.pthread_mutex_lock(mutex)
 
         module.{name}.{method} = hang
+        cli.ROLE_STOP_S = 3.0
         sys.argv[1:1] = [{role!r}]
         cli.main()
     """
