@@ -166,11 +166,8 @@ class Member:
         if clock.monotonic_s() < self._ends_due_s:
             return
         self._ends_due_s = clock.monotonic_s() + ENDS_EVERY_S
-        ends = {
-            place: end
-            for place, end in self._ends.items()
-            if 0 <= self.positions.get(place, OFFSET_INVALID) < end and self.positions[place] == self._read_to[place]
-        }
+        done = {place: at for place, at in self.positions.items() if at >= 0 and at == self._read_to.get(place)}
+        ends = {place: self._ends[place] for place, at in done.items() if self._ends.get(place, at) > at}
         if not ends:
             return
         places = [

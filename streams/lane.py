@@ -199,10 +199,7 @@ class Lane:
             chunk = parse_chunk(record.value, where, accept_gaps=accept_gaps)
             if record.offset < progress.lookups_offset:
                 if not (accept_gaps or progress.has(chunk)):
-                    raise Fatal(
-                        f"{where} is new, though the checkpoint is at {progress.lookups_offset}: the topic was made "
-                        f"anew, or lost its end; delete {self._topics.checkpoints} too and run `manyray topics create`"
-                    )
+                    raise self._made_anew(f"{where} is new, though the checkpoint is at {progress.lookups_offset}")
                 continue  # done before a crash or a rebalance
             progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
             outcome.append((chunk, self._decide(chunk)))
@@ -282,10 +279,15 @@ class Lane:
         with closing(clients.reader(self._settings)) as reader:
             _, end = clients.watermarks(reader, topic, self.partition)
         if end < self.lookups_offset:
-            raise Fatal(
-                f"{topic}/{self.partition} ends at {end}, before the checkpoint's {self.lookups_offset}: it was made "
-                f"anew; delete {self._topics.checkpoints} too and run `manyray topics create`"
+            raise self._made_anew(
+                f"{topic}/{self.partition} ends at {end}, before the checkpoint's {self.lookups_offset}"
             )
+
+    def _made_anew(self, found: str) -> Fatal:
+        return Fatal(
+            f"{found}: the topic was made anew, or lost its end; delete {self._topics.checkpoints} too and run "
+            "`manyray topics create`"
+        )
 
     def _open_table(self) -> Table:
         """The table of this partition, once a process that is on its way out has let go of it.

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from faults import proxy
+from faults import connection
 from faults.frames import Api
 from faults.proxy import Link, Proxies
 from streams import clock
@@ -187,7 +187,7 @@ def test_a_side_that_is_reset_resets_the_other(line):
     """A killed process is as visible through the link as without it."""
     for killed in (0, 1):
         sides = line.connect()
-        sides[killed].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, proxy._RESET_AT_CLOSE)
+        sides[killed].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, connection.RESET_AT_CLOSE)
         sides[killed].close()
         assert is_reset(sides[1 - killed])
 
@@ -237,7 +237,7 @@ def test_a_side_that_is_reset_in_a_cut_resets_the_other_after_it(line, settle):
     """A partition hides also that a process was killed."""
     near, far = line.connect()
     line.link.cut()
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, proxy._RESET_AT_CLOSE)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, connection.RESET_AT_CLOSE)
     near.close()
     settle()
     assert is_silent(far)
@@ -319,7 +319,7 @@ def test_a_delay_is_not_waited_for_by_the_next_bytes(line):
 
 def test_what_is_under_way_is_bounded(line, monkeypatch):
     """At `LINE_BYTES_MAX` the sender has to wait."""
-    monkeypatch.setattr(proxy, "LINE_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(connection, "LINE_BYTES_MAX", 1 << 20)
     near, far = line.connect()
     line.link.delay(HOUR_S)
     near.settimeout(0)
