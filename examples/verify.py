@@ -45,7 +45,7 @@ def records(servers: str, topic: str) -> Iterator[Message]:
     try:
         found = consumer.list_topics(topic, 30).topics[topic]
         if found.error is not None:
-            raise KafkaException(found.error)
+            sys.exit(f"{topic}: {found.error.str()}")
         left = set(found.partitions)
         consumer.assign([TopicPartition(topic, number, 0) for number in left])
         while left:
