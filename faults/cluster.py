@@ -308,19 +308,25 @@ class Cluster:
         Raises `Fatal` if a server has ended, or if it takes longer.
         """
         deadline_s = monotonic_s() + timeout_s
-        while not all(self._is_whole(member.sees()) for member in self.servers.values()):
+        while lacks := [f"to {me} {lack}" for me, it in self.servers.items() if (lack := self._lacks(it.sees()))]:
             if monotonic_s() > deadline_s:
                 raise Fatal(
-                    f"the cluster is not whole after {timeout_s:.0f} s: start, resume and heal what you stopped"
+                    f"the cluster is not whole after {timeout_s:.0f} s ({'; '.join(lacks)}): "
+                    "start, resume and heal what you stopped"
                 )
             sleep_s(_PAUSE_S)
 
-    def _is_whole(self, seen: ClusterMetadata) -> bool:
-        return seen.brokers.keys() == self.servers.keys() and all(
-            partition.leader in partition.isrs and set(partition.isrs) == set(partition.replicas)
-            for topic in seen.topics.values()
-            for partition in topic.partitions.values()
-        )
+    def _lacks(self, seen: ClusterMetadata) -> str:
+        """What a server does not see that a whole cluster has, in words; empty if it is whole."""
+        if gone := self.servers.keys() - seen.brokers.keys():
+            return f"brokers {sorted(gone)} are gone"
+        partitions = [
+            f"{name}/{number}"
+            for name, topic in seen.topics.items()
+            for number, partition in topic.partitions.items()
+            if partition.leader not in partition.isrs or set(partition.isrs) != set(partition.replicas)
+        ]
+        return f"{len(partitions)} partitions lack copies, as {partitions[0]}" if partitions else ""
 
     def controller(self) -> int:
         """The server that leads the controllers. After its end it is named until another is elected."""

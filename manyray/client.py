@@ -168,7 +168,8 @@ class Client:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise Reject("text_too_long", f"a post of {len(value)} bytes is more than a record holds") from None
-            raise Retry(f"a post cannot be sent: {error.args[0].str()}") from None
+            self._failed.append(error.args[0])
+            self._raise_failed()  # which drops the producer: one that cannot go on says so at every call
 
     def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:

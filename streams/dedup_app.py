@@ -35,7 +35,7 @@ from streams.watchdog import watch
 _log = logging.getLogger("manyray.dedup")
 
 LANE_RECORDS_MAX = 16
-"""Records that a lane has in hand before no more are fetched for it; a chunk has up to a megabyte."""
+"""Records that a lane has in hand before no more are fetched for it; each is under 2 MiB."""
 FETCH_RECORDS_MAX = 8
 """Records fetched at once: few, because all may be of one partition."""
 STREAM_RECORDS_MAX = 32

@@ -2,6 +2,9 @@
 
 from collections import OrderedDict
 
+ENTRY_BYTES = 188
+"""What Python takes to hold one vector beside its bytes, as `tracemalloc` counts it for keys of 16 bytes."""
+
 
 class RecentVectors:
     """Vectors by fingerprint, up to a number of bytes; at the limit the least recently used go.
@@ -27,9 +30,9 @@ class RecentVectors:
 
     def put(self, fingerprint: bytes, vector: bytes) -> None:
         """Hold a vector; at the limit the oldest go."""
-        before = self._vectors.pop(fingerprint, b"")
-        self._bytes += len(vector) - len(before)
+        before = self._vectors.pop(fingerprint, None)
+        self._bytes += len(vector) - len(before) if before is not None else len(vector) + ENTRY_BYTES
         self._vectors[fingerprint] = vector
         while self._bytes > self._bytes_max:
             _, oldest = self._vectors.popitem(last=False)
-            self._bytes -= len(oldest)
+            self._bytes -= len(oldest) + ENTRY_BYTES

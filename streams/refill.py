@@ -54,22 +54,21 @@ class Batch:
 
 
 def read_batch(messages: Sequence[Message], version: str) -> Batch:
-    """The batch in a consumer's messages, up to the first end of the partition.
+    """The batch in a consumer's messages; it ends there if the partition's end is the last of them.
 
     Raises:
         KafkaException: one of them is an error.
     """
-    vectors, offset = dict[bytes, bytes](), None
+    vectors, offset, ended = dict[bytes, bytes](), None, False
     for message in messages:
         error, offset = message.error(), message.offset() or 0
+        ended = error is not None
         if error is None:
             vectors.update(vectors_by_fingerprint(message.value(), version))
             offset += 1
-        elif error.code() == KafkaError._PARTITION_EOF:
-            return Batch(vectors, offset, ended=True)
-        else:
+        elif error.code() != KafkaError._PARTITION_EOF:
             raise KafkaException(error)
-    return Batch(vectors, offset, ended=False)
+    return Batch(vectors, offset, ended)
 
 
 def refill(

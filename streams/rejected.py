@@ -1,8 +1,8 @@
 """Records of the `rejected` topic: a post as it was written, and why it has no embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +20,8 @@ READ_TIMEOUT_S = 10.0
 """For one record that is read back."""
 BYTES_MAX = clients.MESSAGE_BYTES_MAX - 1024 * 1024
 """Of a post's key, value and headers, before compression: more, with our headers, is not written."""
+READ_BACK_BYTES_MAX = BYTES_MAX
+"""Of the records that are read back at once, beyond the last one: of the others a stand-in is kept."""
 _AHEAD_MAX = 1_000
 """Offsets that are rather read past than sought across."""
 
@@ -36,6 +38,16 @@ class Original:
     key: bytes | None
     headers: Sequence[Any] = ()
     """Pairs of a name and a value."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its key, value and headers."""
+        return len(self.value or b"") + self.beside_bytes
+
+    @property
+    def beside_bytes(self) -> int:
+        """Of its key and headers."""
+        return len(self.key or b"") + sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -88,10 +100,9 @@ def send_rejected(producer: StageProducer, topics: Topics, original: Original, c
         "manyray-posted-ms": str(original.posted_ms),
     }
     value, key, headers = original.value, original.key, original.headers
-    beside = len(key or b"") + sum(len(name.encode()) + len(value or b"") for name, value in headers)
-    if beside + len(value or b"") > BYTES_MAX:  # compressed it came through, and it lies at its place still
+    if original.size_bytes > BYTES_MAX:  # compressed it came through, and it lies at its place still
         value, ours["manyray-original"] = None, "too_large"
-    if beside > BYTES_MAX:
+    if original.beside_bytes > BYTES_MAX:
         key, headers = None, []
     # Its own time goes into a header: as the record's, an old one would be deleted at once, a false one refused.
     told = [*headers, *((name, text.encode()) for name, text in ours.items())]
@@ -101,28 +112,41 @@ def send_rejected(producer: StageProducer, topics: Topics, original: Original, c
 def read_back(settings: Settings, rebuilt: Sequence[Original]) -> dict[tuple[str, int, int], Original]:
     """The records that `rebuilt` stand for, by place, each read from its topic, or the stand-in itself if it is gone.
 
+    Once what was read passes `READ_BACK_BYTES_MAX` the stand-ins of the rest are kept, which their header says.
+
     Raises:
         Retry: the brokers did not answer in time.
     """
     if not rebuilt:
         return {}
-    found: list[Original] = []
+    found = {one.place: replace(one, headers=[("manyray-original", b"not_read")]) for one in rebuilt}
+    size_bytes = 0
     with closing(clients.reader(settings)) as reader:
-        try:
-            listed = reader.list_topics(timeout=READ_TIMEOUT_S).topics
-        except KafkaException as error:
-            raise Retry(f"posts could not be read back: {error.args[0].str()}") from None
-        for place, some in groupby(sorted(rebuilt, key=lambda one: one.place), key=lambda one: one.place[:2]):
-            # librdkafka would look for a topic that is gone, or not ours to read, for half a minute.
-            there = place[0] in listed and place[1] in listed[place[0]].partitions
-            here = list(some)
-            found += _read_place(reader, place, here) if there else here
-    return {one.place: one for one in found}
+        for one in _read_all(reader, sorted(rebuilt, key=lambda one: one.place)):
+            found[one.place] = one
+            size_bytes += one.size_bytes
+            if size_bytes > READ_BACK_BYTES_MAX:
+                break
+    return found
 
 
-def _read_place(reader: Consumer, place: Place, rebuilt: Sequence[Original]) -> list[Original]:
-    """As `read_back`, for records of one partition in the order of their offsets."""
-    found: list[Original] = []
+def _read_all(reader: Consumer, rebuilt: Sequence[Original]) -> Iterator[Original]:
+    """As `read_back`, one at a time, of records in the order of their places."""
+    try:
+        listed = reader.list_topics(timeout=READ_TIMEOUT_S).topics
+    except KafkaException as error:
+        raise Retry(f"posts could not be read back: {error.args[0].str()}") from None
+    for place, some in groupby(rebuilt, key=lambda one: one.place[:2]):
+        # librdkafka would look for a topic that is gone, or not ours to read, for half a minute.
+        there = place[0] in listed and place[1] in listed[place[0]].partitions
+        if there:
+            yield from _read_place(reader, place, some)
+        else:
+            yield from some
+
+
+def _read_place(reader: Consumer, place: Place, rebuilt: Iterable[Original]) -> Iterator[Original]:
+    """As `_read_all`, for records of one partition."""
     message: Message | None = None
     for one in rebuilt:
         at = -_AHEAD_MAX if message is None else message.offset() or 0
@@ -134,8 +158,7 @@ def _read_place(reader: Consumer, place: Place, rebuilt: Sequence[Original]) -> 
             if message is None:  # nothing from here on: what is sought is gone
                 break
             at = message.offset() or 0
-        found.append(Original.of(message) if message is not None and at == one.offset else one)
-    return found
+        yield Original.of(message) if message is not None and at == one.offset else one
 
 
 def _next(reader: Consumer, place: Place) -> Message | None:

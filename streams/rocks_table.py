@@ -18,6 +18,7 @@ _log = logging.getLogger("manyray.table")
 _OFFSET = b"offset"  # 6 bytes: no fingerprint, which has 16, can be equal
 _WRITE_BATCH_BYTES = 1_000_000  # rocksdict's `write` holds the GIL, so a batch is bounded
 _STALL_WAIT_S = 30.0
+_WRITE_STALL = "Write stall"  # as RocksDB says that it has no room in memory until more is flushed
 _STALL_PAUSE_S = 0.002
 _MEMTABLE_BYTES = 16 * 1024 * 1024
 _MEMTABLE_BYTES_MIN = 64 * 1024
@@ -152,7 +153,7 @@ class RocksTable:
             try:
                 return self._newest.write(batch)
             except Exception as error:
-                if "Write stall" not in str(error) or clock.monotonic_s() > deadline_s:
+                if _WRITE_STALL not in str(error) or clock.monotonic_s() > deadline_s:
                     raise
             clock.sleep_s(_STALL_PAUSE_S)
 
@@ -251,6 +252,8 @@ def explain(error: Exception, folder: Path) -> ManyrayError:
         return Retry(f"table {folder} is held by another process: stop it, or give this one its own data_dir")
     if "Permission denied" in text or "Read-only" in text:
         return Fatal(f"table {folder} cannot be written: make data_dir writable for this user")
+    if _WRITE_STALL in text:
+        return Fatal(f"table {folder} takes no more ({text}): its disk is too slow or hangs, check it")
     return Fatal(f"table {folder} cannot be used ({text}): delete the folder, it is refilled from the vectors topic")
 
 

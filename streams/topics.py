@@ -15,7 +15,7 @@ from streams.settings import Settings
 
 CREATE_TIMEOUT_S = 30.0
 LIST_TIMEOUT_S = 5.0
-RECORD_BYTES_MAX = 2_097_152  # an internal record stays under 1 MiB
+RECORD_BYTES_MAX = 2_097_152  # more than an internal record has: chunks are the largest, see `packing`
 # The limit of `posts` is on compressed bytes: what comes out of a megabyte may be much larger, and a bad post that did
 # not fit `rejected` would stop ingest for ever.
 REJECTED_BYTES_MAX = clients.MESSAGE_BYTES_MAX

@@ -119,7 +119,10 @@ class StageProducer:
                 self.produce(topic, value, key=key)
 
     def close(self) -> None:
-        """Drop the producer and what it has not sent; an open transaction is left to be ended by the next one."""
+        """Drop the producer and what it has not sent.
+
+        An open transaction is left to whoever opens the same id next, or to its time-out.
+        """
         if self._producer is not None:
             with contextlib.suppress(
                 KafkaException

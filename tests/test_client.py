@@ -8,7 +8,7 @@ import pytest
 import manyray
 from manyray.client import Client
 from manyray.rays import find_embeddings_topic
-from schemas.errors import Fatal, Reject
+from schemas.errors import Fatal, Reject, Retry
 from schemas.post import Post, decode_post
 from schemas.public_pb2 import CACHED, FLOAT32, Embedding
 from streams import clients, clock
@@ -72,6 +72,15 @@ def test_what_is_no_post_is_rejected_by_its_number(client: Client, bad: object):
     with pytest.raises(Reject, match="post 3 "):
         client.publish([("a", "1"), ("b", "2"), bad, ("d", "4")])  # type: ignore[list-item]
     assert len(read_values(client.settings, client.settings.posts_topics[0], 2)) == 2
+
+
+def test_a_producer_that_cannot_go_on_is_made_anew(client: Client):
+    """The call in which it fails says to publish again, and the next one has a producer that works."""
+    no_transaction_is_open = f"test{clock.random_id()}"
+    client._producer = clients.producer(client.settings, no_transaction_is_open)
+    with pytest.raises(Retry, match=r"1 posts were not delivered .*: publish them again"):
+        client.publish([("a", "1")])
+    assert client.publish([("a", "1")]) == 1
 
 
 def test_publish_refuses_a_topic_that_is_missing(client: Client):

@@ -76,6 +76,20 @@ def test_what_is_gone_is_rebuilt_and_says_so(settings: Settings, producer: Produ
         assert ("manyray-original", b"gone") in rebuilt.headers
 
 
+def test_what_is_read_back_is_bounded(
+    settings: Settings, producer: Producer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the bound nothing more is read: the posts of the rest come as JSON, and a header says why."""
+    put(producer, topic, 5)
+    (first,) = read_back(settings, [stand_in(topic, 0, 0)]).values()
+    monkeypatch.setattr("streams.rejected.READ_BACK_BYTES_MAX", first.size_bytes)
+    found = read_back(settings, [stand_in(topic, 0, offset) for offset in range(5)])
+    assert [one.value for one in found.values()][:2] == [b"0 0", b"0 1"]
+    for one in list(found.values())[2:]:
+        assert decode_post(one.value, 100) == Post(f"id{one.offset}", "text")
+        assert list(one.headers) == [("manyray-original", b"not_read")]
+
+
 class _NotText(str):
     """A header's name as another language's client may write it."""
 

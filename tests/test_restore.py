@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Message, TopicPartition
 
 from schemas.chunk import ChunkBuilder
 from schemas.errors import ManyrayError
@@ -19,7 +19,7 @@ from streams import clients
 from streams.dedup_app import Lanes
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
-from streams.refill import progress, refill
+from streams.refill import progress, read_batch, refill
 from streams.rocks_table import index_cache
 from streams.settings import Settings
 from streams.table import MemoryTable
@@ -113,6 +113,26 @@ def test_a_table_that_is_ahead_of_its_topic_reads_all_of_it(small: Settings, top
     table.put_many({}, 1_000)
     assert refill(table, small, topics, 0, metrics=Metrics.create(), stop=threading.Event())
     assert (table.offset, table.entries()) == (3, 3 * VECTORS_A_RECORD)
+
+
+def test_what_follows_an_end_is_read_too(small: Settings, topics: Topics) -> None:
+    """One read may bring an end of the partition as it was, and records that came behind it."""
+    messages: list[Message] = []
+    with closing(clients.reader(small)) as reader:
+        reader.assign([TopicPartition(topics.vectors, 0, 0)])
+        for count in (1, 2):
+            publish(small, topics, 1)
+            wait_until(
+                lambda count=count: messages and messages[-1].error() and messages[-1].offset() == count,
+                "the end is read",
+                lambda: messages.extend(reader.consume(1, 0.1)),
+            )
+    batch = read_batch(messages, topics.version)
+    assert (batch.offset, batch.ended) == (2, True)
+    while messages[-1].error():
+        messages.pop()
+    batch = read_batch(messages, topics.version)
+    assert (batch.offset, batch.ended) == (2, False)
 
 
 def test_progress_is_told_in_words() -> None:
