@@ -15,6 +15,7 @@ import typer
 
 from manyray.flags import BadUsage, with_settings
 from schemas.errors import ManyrayError, Retry
+from streams.ending import end_process
 from streams.handover import ROLE_STOP_S
 from streams.settings import Settings
 
@@ -48,7 +49,7 @@ class Role(Protocol):
 
 @contextmanager
 def stop_on_signals() -> Generator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one interrupts whatever is then being done."""
+    """An event that the first SIGINT, SIGTERM or SIGHUP sets; a second one interrupts whatever is then being done."""
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:
@@ -74,11 +75,10 @@ def _end_at_last(told: int) -> None:
     """
     os.read(told, 1)
     threading.Event().wait(ROLE_STOP_S)
-    sys.stderr.write(
-        f"manyray: not ended in order within {ROLE_STOP_S:.0f} s, as without brokers: ended at once; nothing is lost, "
-        "what was in hand is read again\n"
+    end_process(
+        f"not ended in order within {ROLE_STOP_S:.0f} s, as without brokers: ended at once; nothing is lost, "
+        "what was in hand is read again"
     )
-    os._exit(1)
 
 
 def _run_role(run: Role, settings: Settings) -> None:

@@ -209,7 +209,7 @@ def _cluster_id(data_dir: Path, brokers: int) -> str:
         if known["brokers"] != brokers:
             raise Fatal(
                 f"data directory {data_dir} holds a cluster of {known['brokers']} brokers, not {brokers}: "
-                f"set brokers={known['brokers']}, or choose another with --data-dir"
+                "choose another with --data-dir"
             )
         return str(known["cluster_id"])
     data_dir.mkdir(parents=True, exist_ok=True)

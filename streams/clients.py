@@ -29,7 +29,8 @@ Made = TypeVar("Made", AdminClient, Consumer, Producer)
 _OURS = frozenset(
     "bootstrap.servers metadata.broker.list group.id transactional.id enable.idempotence isolation.level "
     "enable.auto.commit enable.auto.offset.store auto.offset.reset acks request.required.acks partitioner "
-    "group.protocol message.max.bytes transaction.timeout.ms delivery.timeout.ms message.timeout.ms".split()
+    "group.protocol message.max.bytes transaction.timeout.ms delivery.timeout.ms message.timeout.ms "
+    "delivery.report.only.error queue.buffering.max.kbytes".split()
 )
 """Properties that exactly once, or a setting of ours, depends on."""
 
@@ -154,7 +155,7 @@ def why_unreadable(message: Message) -> Fatal | None:
     if error.code() in (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG):
         place = f"{message.topic()}/{message.partition()} from offset {message.offset()} on"
         return Fatal(f"{place} holds a batch that cannot be read ({error.str()}): delete the records up to it")
-    if error.fatal():
+    if error.fatal() or error.code() == KafkaError._FATAL:  # in a message confluent-kafka forgets that it is
         return Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
     return None
 
@@ -171,6 +172,26 @@ def watermarks(
         return reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
     except KafkaException as error:
         raise Retry(f"offsets of {topic}/{partition}: {error.args[0].str()}") from None
+
+
+def first_from(reader: Consumer, start: TopicPartition, *, timeout_s: float = WATERMARKS_TIMEOUT_S) -> tuple[int, bool]:
+    """The offset of the first record from `start` on, or, with False, of the end if there is none before it.
+
+    Raises:
+        Retry: the brokers did not answer in time.
+        KafkaException: it cannot be read.
+    """
+    reader.assign([start])
+    try:
+        message = reader.poll(timeout_s)
+    finally:
+        reader.unassign()
+    if message is None:
+        raise Retry(f"records of {start.topic}/{start.partition}: none came in {timeout_s:.0f} s")
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)
+    return message.offset() or 0, error is None
 
 
 def producer(

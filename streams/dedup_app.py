@@ -42,6 +42,8 @@ STREAM_RECORDS_MAX = 32
 """Records that wait in Faust before each agent, fetched before their lanes had too many."""
 SESSION_TIMEOUT_S = 6.0
 """The least that Kafka's brokers take by default."""
+POLL_S_MAX = 86_400.0
+"""As `group.POLL_MS_MAX`; by Faust's default a member that was assigned nothing would leave after 1,000 s, for good."""
 _WATCH_EVERY_S = 0.2
 
 
@@ -221,6 +223,7 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=SESSION_TIMEOUT_S / 5,
         broker_rebalance_timeout=60.0,
+        broker_max_poll_interval=POLL_S_MAX,
         broker_request_timeout=40.0,
         **faust_credentials(settings),
     )

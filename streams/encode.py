@@ -28,7 +28,7 @@ from streams.recent import RecentVectors
 from streams.rejected import Original, read_back, send_rejected
 from streams.role import begin
 from streams.settings import Settings
-from streams.submitted import Submitted, pack_vectors
+from streams.submitted import DETAILS, Submitted, pack_vectors
 from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
@@ -42,7 +42,6 @@ IN_FLIGHT_MAX = 2
 """Windows submitted and not yet published: one is computed while the one before is published."""
 WINDOW_BATCHES = 6
 """Batches in a window, unless window_tokens is set: enough posts to sort by length, few enough to come out soon."""
-BATCH_TIMEOUT_S = 60.0
 UNEMBEDDED_MAX = 8
 """Distinct contents in a row without a vector: so many are not the fault of posts."""
 _IDLE_WAIT_S = 0.1
@@ -73,6 +72,8 @@ class Encode:
         self._wait_s = settings.encode_wait_ms / 1000
         self._parts = EmbeddingParts(topics.ray, topics.version)
         self._fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
+        for reason in DETAILS:  # a series that begins at its first rejection has not grown, and alerts nobody
+            metrics.encode_rejected.labels(reason)
         self._recent = RecentVectors(settings.recent_vectors_mib * 2**20)
         self._window = Window()
         self._in_flight: deque[Submitted] = deque()
@@ -123,9 +124,8 @@ class Encode:
         elif full:
             wait([self._in_flight[0].future], _IDLE_WAIT_S)
         else:
+            self.member.commit_ends(self.producer)
             busy = bool(self._in_flight or self._window.chunks)
-            if not busy:
-                self.member.commit_ends(self.producer)
             self._read(min(self._wait_s, _BUSY_WAIT_S) if busy else _IDLE_WAIT_S)
         return False
 
@@ -144,7 +144,7 @@ class Encode:
         while self._in_flight or self._window.chunks:
             if not self._in_flight:
                 self._begin()
-            _await(self._in_flight[0], self._engine)
+            self._await(self._in_flight[0])
             self._publish_first()
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class Encode:
             else:
                 self._suspicions.mark({place: (offset, suspicion.tried(self._suspicions.me))})
                 done = self._submit(part)
-                _await(done, self._engine)
+                self._await(done)
                 self._suspicions.mark({place: (offset, suspicion)})
             suspicion = suspicion.after_content()
             if content + 1 < len(fingerprints):
@@ -319,18 +319,18 @@ class Encode:
         self._suspicions.clear()
         self._unsure = True
 
-
-def _await(submitted: Submitted, engine: Engine) -> None:
-    """Wait until a window is computed, for as long as its batches are."""
-    while True:
-        batches = engine.batches
-        try:
-            submitted.future.result(BATCH_TIMEOUT_S)
-        except TimeoutError:
-            if engine.batches == batches:
-                raise Retry(f"no batch of a window was computed in {BATCH_TIMEOUT_S:.0f} s") from None
-        else:
-            return
+    def _await(self, submitted: Submitted) -> None:
+        """Wait until a window is computed, for as long as its batches are."""
+        wait_s = 2 * self._settings.stall_timeout_s  # the watchdog ends the process before
+        while True:
+            batches = self._engine.batches
+            try:
+                submitted.future.result(wait_s)
+            except TimeoutError:
+                if self._engine.batches == batches:
+                    raise Retry(f"no batch of a window was computed in {wait_s:g} s") from None
+            else:
+                return
 
 
 def run(settings: Settings, stop: threading.Event) -> None:

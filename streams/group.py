@@ -31,6 +31,8 @@ _log = logging.getLogger("manyray.group")
 COMMITTED_TIMEOUT_S = 10.0
 ENDS_EVERY_S = 10.0
 """Between two commits of ends: the least that one costs is a transaction."""
+RENEW_S = 43_200.0
+"""Brokers forget an offset that was committed longer ago than they keep them, once a group has no members."""
 STATISTICS_MS = 2_000
 POLL_MS_MAX = 86_400_000
 """Between two reads, the most that librdkafka takes: one window may compute for as long as it likes, and what hangs is
@@ -42,7 +44,7 @@ class Member:
     """One member: reads batches, knows what it owns, rewinds after a failed transaction.
 
     `on_revoke` runs before partitions go to another member, while their offsets may still be committed;
-    `on_lost` when they are gone already. Used by one thread, in whose `read` both run.
+    `on_lost` when they are gone already. Used by one thread, in whose `read` and `close` both run.
     """
 
     consumer: Consumer
@@ -58,6 +60,7 @@ class Member:
     _read_to: dict[Place, int] = field(default_factory=dict[Place, int])
     _ends: dict[Place, int] = field(default_factory=dict[Place, int])
     _ends_due_s: float = 0.0
+    _renew_s: dict[Place, float] = field(default_factory=dict[Place, float])
 
     @classmethod
     def join(
@@ -155,10 +158,11 @@ class Member:
         self.positions.update(offsets)
 
     def commit_ends(self, producer: StageProducer) -> None:
-        """Now and then, of partitions of which all is processed, commit the end. Call it when nothing is under way.
+        """Now and then, of partitions of which all is processed, commit the end. Call it outside of transactions.
 
         Behind a last record lies the marker of its transaction, which nobody reads and retention removes with it: an
-        offset before it would look, to who begins there, as if records had been removed.
+        offset before it would look, to who begins there, as if records had been removed. An offset that does not move
+        is committed again every `RENEW_S`, or brokers would forget it in a later stop, however short.
 
         Raises:
             Retry: perhaps it was not committed: `rewind`.
@@ -167,7 +171,11 @@ class Member:
             return
         self._ends_due_s = clock.monotonic_s() + ENDS_EVERY_S
         done = {place: at for place, at in self.positions.items() if at >= 0 and at == self._read_to.get(place)}
-        ends = {place: self._ends[place] for place, at in done.items() if self._ends.get(place, at) > at}
+        ends = {
+            place: max(at, self._ends.get(place, at))
+            for place, at in done.items()
+            if self._ends.get(place, at) > at or self._renew_s.get(place, 0.0) < self._ends_due_s
+        }
         if not ends:
             return
         places = [
@@ -176,6 +184,7 @@ class Member:
         ]
         producer.begin()
         producer.commit(places, self.consumer)
+        self._renew_s.update(dict.fromkeys(ends, self._ends_due_s + RENEW_S))
         self._read_to.update(ends)
         self.processed(ends)
 
@@ -251,7 +260,7 @@ class Member:
         for partition in partitions:
             place = (partition.topic, partition.partition)
             self.owned.discard(place)
-            for known in (self.positions, self._read_to, self._ends):
+            for known in (self.positions, self._read_to, self._ends, self._renew_s):
                 known.pop(place, None)
             self.lag.forget(*place)
         self.lag.metrics.partitions_owned.set(len(self.owned))

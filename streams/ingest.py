@@ -111,8 +111,7 @@ class Ingest:
         self.member.report_lag()
         if messages:
             self.publish(sort_posts(messages, self.packer, settings.text_bytes_max))
-        else:
-            self.member.commit_ends(self.producer)
+        self.member.commit_ends(self.producer)
         return bool(messages)
 
     def publish(self, batch: Batch) -> None:
@@ -181,7 +180,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     ingest = Ingest.join(settings, topics, metrics, stop)
     member = ingest.member
     health.waits_for = lambda: member.waits_for
-    watch(settings, health, member.positions.copy)
+    # Some texts take NFC long, and a batch may be of nothing else.
+    watch(settings, health, member.positions.copy, beat=lambda: ingest.packer.contents)
     try:
         keep_going(ingest.step, ingest.recover, stop)
     finally:

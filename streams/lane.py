@@ -10,8 +10,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from confluent_kafka import KafkaException, TopicPartition
 from rocksdict import Cache
 
 from schemas.chunk import ChunkBuilder, parse_chunk, rekey
@@ -38,6 +39,10 @@ from streams.transactions import KeyValue, StageProducer
 _log = logging.getLogger("manyray.lane")
 
 STOP_TIMEOUT_S = 30.0
+END_AFTER_S = 10.0
+"""After a lane's last record its checkpoint goes to the end of `lookups`."""
+GAP_MIN = 100
+"""Offsets without a record that are looked at: transactions that end leave fewer."""
 HELD_WAIT_S = 2.0
 """How long another process on this machine may take to let go of a table."""
 _HELD_PAUSE_S = 1.0
@@ -85,6 +90,7 @@ class Lane:
         self._table: Table | None = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._stats_s = 0.0
+        self._is_at_end = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{partition}", daemon=True)
 
     @property
@@ -111,7 +117,7 @@ class Lane:
             Fatal: this partition cannot be served.
         """
         with_retries(self._recover, self._stopping)
-        with_retries(self._check_lookups, self._stopping)
+        with_retries(lambda: self._check_lookups(self.lookups_offset), self._stopping)
         self._table = self._open_table()
         with_retries(self._refill, self._stopping)
         self._note_stats()
@@ -148,7 +154,11 @@ class Lane:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                record = self._queue.get()
+                try:
+                    record = self._queue.get(timeout=None if self._is_at_end else END_AFTER_S)
+                except queue.Empty:
+                    self._commit_end()
+                    continue
                 if record is None:
                     return
                 if record.is_vectors:
@@ -164,7 +174,9 @@ class Lane:
             _log.debug("lane %d, stopping: %s", self.partition, error)  # its next owner reads the rest again
         except ManyrayError as error:
             self._shared.on_fatal(error)
-        except Exception as error:  # a thread that dies unseen would stall its partition for ever
+        except (
+            BaseException
+        ) as error:  # RocksDB's panics too: a thread that dies unseen would stall its partition for ever
             _log.debug("lane %d", self.partition, exc_info=True)
             self._shared.on_fatal(Fatal(f"lane {self.partition} failed: {type(error).__name__}: {error}"))
 
@@ -201,6 +213,8 @@ class Lane:
                 if not (accept_gaps or progress.has(chunk)):
                     raise self._made_anew(f"{where} is new, though the checkpoint is at {progress.lookups_offset}")
                 continue  # done before a crash or a rebalance
+            if record.offset >= progress.lookups_offset + GAP_MIN:
+                self._check_lookups(progress.lookups_offset)
             progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
             outcome.append((chunk, self._decide(chunk)))
         if not outcome:
@@ -212,13 +226,40 @@ class Lane:
             for builder in actions.misses:
                 self._produce_miss(builder)
         reach("dedup.sent")
+        self._commit(progress)
+        self._is_at_end = False
+        self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
+        self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
+        self._metrics.dedup_misses.inc(sum(actions.miss_posts for _, actions in outcome))
+
+    def _commit(self, progress: Progress) -> None:
         self._producer.settle()
         self._producer.produce(self._topics.checkpoints, progress.to_bytes(), key=KEY, partition=self.partition)
         self._producer.commit()
         self.progress = progress
-        self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
-        self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
-        self._metrics.dedup_misses.inc(sum(actions.miss_posts for _, actions in outcome))
+
+    def _commit_end(self) -> None:
+        """Where `lookups` holds nothing more, move the checkpoint behind the marker of the last transaction.
+
+        Retention removes it with the last record: a checkpoint before it would look as if records had been removed.
+        """
+        start = TopicPartition(self._topics.lookups, self.partition, self.lookups_offset)
+        try:
+            with closing(clients.reader(self._settings)) as reader:
+                end, is_record = clients.first_from(reader, start)
+        except (KafkaException, Retry) as error:
+            _log.debug("lane %d does not know the end, and looks again: %s", self.partition, error)
+            return
+        if is_record:  # it is on its way here
+            return
+
+        def commit() -> None:
+            if end > self.lookups_offset:
+                self._producer.begin()
+                self._commit(replace(self.progress, lookups_offset=end))
+
+        with_retries(commit, self._stopping, self._recover)
+        self._is_at_end = True
 
     def _decide(self, chunk: Chunk) -> Actions:
         assert self._table is not None
@@ -268,19 +309,22 @@ class Lane:
         self._recover()
         self._refill()
 
-    def _check_lookups(self) -> None:
-        """A checkpoint beyond the end of `lookups` means that the topic was made anew.
+    def _check_lookups(self, offset: int) -> None:
+        """Whether `lookups` still holds the next offset to be read, or will.
 
         Raises:
-            Fatal: it was.
+            Fatal: retention removed it, or the topic was made anew.
             Retry: the brokers did not answer in time.
         """
-        topic = self._topics.lookups
+        place = f"{self._topics.lookups}/{self.partition}"
         with closing(clients.reader(self._settings)) as reader:
-            _, end = clients.watermarks(reader, topic, self.partition)
-        if end < self.lookups_offset:
-            raise self._made_anew(
-                f"{topic}/{self.partition} ends at {end}, before the checkpoint's {self.lookups_offset}"
+            low, end = clients.watermarks(reader, self._topics.lookups, self.partition)
+        if end < offset:
+            raise self._made_anew(f"{place} ends at {end}, before the checkpoint's {offset}")
+        if low > offset and not self._settings.accept_gaps:
+            raise Fatal(
+                f"{place} no longer holds offset {offset}, the next to be read: retention removed what nobody read; "
+                "to go on with what is there set accept_gaps = true"
             )
 
     def _made_anew(self, found: str) -> Fatal:

@@ -87,9 +87,13 @@ class Metrics:
             dedup_hits=counter("dedup_hits_total", "posts whose vector the table held"),
             dedup_misses=counter("dedup_misses_total", "posts sent to the encoder"),
             table_entries=gauge("table_entries", "vectors in the tables of this process (RocksDB's estimate)"),
-            table_bytes=gauge("table_bytes", "bytes of the tables of this process on disk"),
+            table_bytes=gauge(
+                "table_bytes", "bytes of the tables of this process on disk, and of what they have yet to write"
+            ),
             table_restoring=gauge("table_restoring", "partitions whose table is being refilled now"),
-            table_refilled=counter("table_refilled_total", "vectors read back from the vectors topic at assignment"),
+            table_refilled=counter(
+                "table_refilled_total", "vectors read back from the vectors topic, at assignment or after a failure"
+            ),
             table_corrupt=counter("table_corrupt_total", "tables that were found damaged, set aside and begun anew"),
             table_learned=counter("table_learned_total", "vectors taken from the vectors topic as they were computed"),
             encode_posts=counter("encode_posts_total", "posts given an embedding by the encoder"),

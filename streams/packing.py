@@ -22,6 +22,8 @@ class Packer:
     fingerprint: Callable[[bytes], bytes]
     partitions: int
     chunk_posts_max: int
+    contents: int = 0
+    """How many were normalised so far."""
     full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
     _open: dict[int, ChunkBuilder] = field(default_factory=dict[int, ChunkBuilder])
     _known: dict[str, tuple[int, ChunkBuilder, int]] = field(default_factory=dict[str, tuple[int, ChunkBuilder, int]])
@@ -46,6 +48,7 @@ class Packer:
 
     def _place(self, text: str) -> tuple[int, ChunkBuilder, int]:
         content = normalise(text).encode()
+        self.contents += 1
         fingerprint = self.fingerprint(content)
         partition = partition_of(fingerprint, self.partitions)
         builder = self._open.get(partition)

@@ -37,7 +37,9 @@ class Settings(BaseModel):
     )
     revision: str = Field(default="", description="commit hash of a hub model, 40 hexadecimal digits; hub ids need it")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="numeric type of the computation; auto is float32 on CPU and bfloat16 on a GPU"
+        default="auto",
+        description="numeric type of the computation; auto is float32 on CPU and bfloat16 on a GPU, "
+        "which then share a version",
     )
     max_tokens: int | None = Field(
         default=None,

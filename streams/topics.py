@@ -19,6 +19,7 @@ RECORD_BYTES_MAX = 2_097_152  # more than an internal record has: chunks are the
 # The limit of `posts` is on compressed bytes: what comes out of a megabyte may be much larger, and a bad post that did
 # not fit `rejected` would stop ingest for ever.
 REJECTED_BYTES_MAX = clients.MESSAGE_BYTES_MAX
+_BYTES_MAX = "max.message.bytes"
 _DAY_MS = 86_400_000
 
 
@@ -82,7 +83,9 @@ class Topics:
 def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
     """Every topic that the pipeline needs, in the order of its flow."""
     topics = Topics.of(settings, version)
-    size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    # By the brokers' clock, not by those of roles: a record with a wrong time is refused, or deleted at once.
+    theirs = {"message.timestamp.type": "LogAppendTime"}
+    size = {_BYTES_MAX: str(RECORD_BYTES_MAX), **theirs}
     # Records that are read once by our own stages need to outlive an outage, not the week that is Kafka's default.
     passing = {**size, "retention.ms": str(3 * _DAY_MS)}
 
@@ -92,7 +95,7 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
     return [
         *(plan(name, "posts, as users write them", is_ours=False) for name in topics.posts),
         plan(
-            topics.rejected, "bad posts with the reason", {"max.message.bytes": str(REJECTED_BYTES_MAX)}, is_ours=False
+            topics.rejected, "bad posts with the reason", {_BYTES_MAX: str(REJECTED_BYTES_MAX), **theirs}, is_ours=False
         ),
         plan(topics.lookups, "posts on their way to the table", passing),
         plan(topics.misses, "posts to be encoded", passing),
@@ -101,7 +104,7 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
             topics.checkpoints,
             "how far dedup got",
             # Small segments, compacted early: a new owner reads it before it can start.
-            {"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1"},
+            {"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1", **theirs},
         ),
         plan(topics.embeddings, "embeddings, as users read them", size, is_ours=False),
     ]
@@ -162,11 +165,14 @@ def find_problems(settings: Settings, version: str) -> list[str]:
     """
     plans = plan_topics(settings, version)
     existing = list_partitions(settings)
-    return compare(plans, existing, _cleanup_policy(settings, plans, existing))
+    return compare(plans, existing, _configs(settings, plans, existing))
 
 
-def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], policy: dict[str, str]) -> list[str]:
-    """The differences between plans and what is there: `partitions` and cleanup `policy` by topic name."""
+def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], configs: dict[str, dict[str, str]]) -> list[str]:
+    """The differences between plans and what is there: `partitions` and `configs` by topic name.
+
+    Of a topic without its config, as where the cluster does not let us read it, the check is not ours.
+    """
     problems: list[str] = []
     for plan in plans:
         found = partitions.get(plan.name)
@@ -177,13 +183,21 @@ def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], policy: dict
                 f"topic {plan.name} has {found} partitions and the setting partitions is {plan.partitions}: "
                 f"set partitions = {found}, or delete the topic and run `manyray topics create`"
             )
-        wanted = plan.config.get("cleanup.policy", "delete")
-        if plan.is_ours and policy.get(plan.name, wanted) != wanted:
-            problems.append(
-                f"topic {plan.name} has cleanup.policy={policy[plan.name]}, it needs {wanted}: "
-                f"kafka-configs --alter --topic {plan.name} --add-config cleanup.policy={wanted}"
-            )
+        config, name = configs.get(plan.name, {}), "cleanup.policy"
+        wanted = plan.config.get(name, "delete")
+        if plan.is_ours and config.get(name, wanted) != wanted:
+            problems.append(_other(plan, name, config[name], wanted))
+        wanted = plan.config.get(_BYTES_MAX, "0")
+        if int(config.get(_BYTES_MAX, wanted)) < int(wanted):
+            problems.append(_other(plan, _BYTES_MAX, config[_BYTES_MAX], wanted))
     return problems
+
+
+def _other(plan: TopicPlan, name: str, found: str, wanted: str) -> str:
+    return (
+        f"topic {plan.name} has {name}={found}, it needs {wanted}: "
+        f"kafka-configs --alter --topic {plan.name} --add-config {name}={wanted}"
+    )
 
 
 def check_topics(settings: Settings, version: str) -> None:
@@ -198,14 +212,15 @@ def check_topics(settings: Settings, version: str) -> None:
         raise Fatal(problems[0] + more)
 
 
-def _cleanup_policy(settings: Settings, plans: Sequence[TopicPlan], existing: dict[str, int]) -> dict[str, str]:
-    """The cleanup policy by topic; empty where the cluster does not let us read it, as the check is then not ours."""
+def _configs(settings: Settings, plans: Sequence[TopicPlan], existing: dict[str, int]) -> dict[str, dict[str, str]]:
+    """What is configured by topic; nothing of a topic whose configuration the cluster does not let us read."""
     resources = [ConfigResource(ConfigResource.Type.TOPIC, plan.name) for plan in plans if plan.name in existing]
-    policy: dict[str, str] = {}
+    configs: dict[str, dict[str, str]] = {}
     admin = clients.admin_client(settings)
     for resource, future in admin.describe_configs(resources).items() if resources else ():
         try:
-            policy[resource.name] = future.result(CREATE_TIMEOUT_S)["cleanup.policy"].value
+            found = future.result(CREATE_TIMEOUT_S)
         except KafkaException:
             continue
-    return policy
+        configs[resource.name] = {name: entry.value for name, entry in found.items()}
+    return configs

@@ -228,8 +228,9 @@ class FlushedProducer(StageProducer):
     def settle(self) -> None:
         """Wait until the brokers have every record."""
         began_s = clock.monotonic_s()
-        while self._opened.flush(_SLICE_S):
+        while self._flush():
             if clock.monotonic_s() - began_s > (STOP_WAIT_S if self._stop.is_set() else WAIT_S):
+                self._metrics.transaction_failures.inc()
                 raise self._retry(f"not taken by the brokers within {clock.monotonic_s() - began_s:.0f} s")
         if self._failed is not None:
             raise self._classify(KafkaException(self._failed))
@@ -245,6 +246,12 @@ class FlushedProducer(StageProducer):
                 raise self._classify(error) from None
         reach(f"{self._stage}.committed")
         self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
+
+    def _flush(self) -> int:
+        try:
+            return self._opened.flush(_SLICE_S)
+        except KafkaException as error:  # a producer that cannot go on
+            raise self._classify(error) from None
 
     def _on_failed(self, error: KafkaError | None, _: Message) -> None:
         self._failed = error

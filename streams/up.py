@@ -261,7 +261,7 @@ class Pipeline:
         """Wait until `stop` is set.
 
         Raises:
-            Fatal: a process was given up.
+            Fatal: a process was given up, or the embedded broker has ended.
         """
         while not stop.wait(0.2):
             self.raise_failure()

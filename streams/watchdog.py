@@ -4,18 +4,17 @@ It asks the brokers itself what waits, as a client that stalls knows of nothing 
 """
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import NoReturn
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.chunk import Place
 from schemas.errors import Retry
 from streams import clients, clock
+from streams.ending import end_process
 from streams.health import JOINING, Health
 from streams.settings import Settings
 from streams.stall import Stalls
@@ -85,31 +84,16 @@ class Waiting:
         if end <= max(start, self._empty_to.get(place, 0)):
             return 0
         # Offsets there are, but a transaction's end has one too: only reading tells whether there is a record.
-        first, is_record = self._next(TopicPartition(*place, start))
+        first, is_record = clients.first_from(self._reader, TopicPartition(*place, start), timeout_s=ASK_TIMEOUT_S)
         if is_record:
             return max(1, end - first)
         self._empty_to[place] = first
         return 0
 
-    def _next(self, start: TopicPartition) -> tuple[int, bool]:
-        """The offset of the first record from there on, or, with False, of the end if there is none before."""
-        self._reader.assign([start])
-        try:
-            message = self._reader.poll(ASK_TIMEOUT_S)
-        finally:
-            self._reader.unassign()
-        if message is None:
-            raise Retry(f"records of {start.topic}/{start.partition}: none came in {ASK_TIMEOUT_S:.0f} s")
-        error = message.error()
-        if error is not None and error.code() != KafkaError._PARTITION_EOF:
-            raise KafkaException(error)
-        return message.offset() or 0, error is None
 
-
-def end_process(reason: str) -> NoReturn:
-    """End this process whatever its threads do: the next one reads again what was in hand."""
-    sys.stderr.write(f"manyray: {reason}: ended, to be started again\n")
-    os._exit(1)
+def end_stalled(reason: str) -> NoReturn:
+    """End this process: the next one reads again what was in hand."""
+    end_process(f"{reason}: ended, to be started again")
 
 
 def watch(
@@ -118,7 +102,7 @@ def watch(
     processed: Callable[[], Mapping[Place, int]],
     *,
     beat: Callable[[], int] = lambda: 0,
-    end: Callable[[str], object] = end_process,
+    end: Callable[[str], object] = end_stalled,
     join_timeout_s: float = JOIN_TIMEOUT_S,
 ) -> threading.Thread:
     """Watch from now on, on a daemon thread, until `health.stop` is set; `end` is called with the reason of a stall.

@@ -9,7 +9,7 @@ from schemas.internal_pb2 import Chunk
 _BYTES_A_TOKEN = 3
 """About, for text in the Latin script: it decides when a window is full, never what is computed."""
 POST_BYTES_MAX = 64 * 2**20
-"""Of the texts of a window's posts, each counted: so much is read back if all of them are rejected."""
+"""Of the texts of a window's posts, each counted: what stands in for them has so much if all are rejected."""
 
 
 @dataclass(slots=True)

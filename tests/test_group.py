@@ -158,3 +158,33 @@ def test_all_was_read_before_it_was_removed(settings: Settings, topic: str, grou
     with joined(settings, group, topic) as member:
         put(settings, topic, b"2")
         assert take(member, 1) == [b"2"]
+
+
+def test_an_offset_that_does_not_move_is_committed_again(
+    settings: Settings, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brokers count how long they keep it from its last commit: in a stop it would soon be forgotten. Each is due once
+    and again after `RENEW_S`.
+    """
+    monkeypatch.setattr("streams.group.ENDS_EVERY_S", 0.0)
+    metrics = Metrics.create()
+    producer = StageProducer.create(settings, f"test{clock.random_id()}", metrics, threading.Event())
+    producer.open()
+
+    def commits() -> float:
+        return sum(one.value for one in metrics.transaction_seconds.collect()[0].samples if one.name.endswith("_count"))
+
+    put(settings, topic, b"0")
+    with joined(settings, group, topic) as member:
+        take(member, 1)
+        commit(member, topic, 1)
+        member.rewind()
+        for _ in range(3):
+            member.commit_ends(producer)
+        assert commits() == 1
+        assert member.committed([(topic, 0)])[0].offset == 1
+        monkeypatch.setattr("streams.group.RENEW_S", 0.0)
+        member._renew_s.clear()
+        for _ in range(3):
+            member.commit_ends(producer)
+        assert commits() == 4

@@ -13,11 +13,11 @@ import pytest
 from confluent_kafka import Message, TopicPartition
 
 from schemas.chunk import ChunkBuilder
-from schemas.errors import ManyrayError
+from schemas.errors import Fatal, ManyrayError
 from schemas.internal_pb2 import Source, Vectors
-from streams import clients
+from streams import clients, clock
 from streams.dedup_app import Lanes
-from streams.lane import Lane, Record, Shared
+from streams.lane import GAP_MIN, Lane, Record, Shared
 from streams.metrics import Metrics
 from streams.refill import progress, read_batch, refill
 from streams.rocks_table import index_cache
@@ -189,6 +189,73 @@ def test_a_lane_passes_over_nothing_new_below_its_checkpoint(small: Settings, to
         assert f"{topics.lookups}/0 offset 4 is new, though the checkpoint is at 11" in str(fatal[0])
     finally:
         lane.stop()
+
+
+def send_lookups(settings: Settings, topics: Topics, count: int) -> list[bytes]:
+    """So many chunks into the first partition of `lookups`, in one transaction, whose marker lies behind them."""
+    producer = clients.producer(settings, f"test{clock.random_id()}")
+    producer.init_transactions(WAIT_S)
+    producer.begin_transaction()
+    chunks = [lookup(topics, range(number, number + 1), number + 1) for number in range(count)]
+    for chunk in chunks:
+        producer.produce(topics.lookups, chunk, partition=0)
+    producer.commit_transaction(WAIT_S)
+    return chunks
+
+
+def remove_lookups(settings: Settings, topics: Topics, before: int) -> None:
+    """Do as retention does."""
+    admin = clients.admin_client(settings)
+    for future in admin.delete_records([TopicPartition(topics.lookups, 0, before)]).values():
+        future.result(WAIT_S)
+
+
+def test_a_lane_stops_where_retention_removed_what_nobody_read(small: Settings, topics: Topics) -> None:
+    """Those posts are seen by nobody: that is said and not passed over, unless the user accepts it."""
+    send_lookups(small, topics, 3)
+    remove_lookups(small, topics, 2)
+    with (
+        pytest.raises(Fatal, match=r"lookups\S+/0 no longer holds offset 0, .*set accept_gaps"),
+        lane_of(small, topics, Metrics.create()),
+    ):
+        pass
+    with lane_of(small.model_copy(update={"accept_gaps": True}), topics, Metrics.create()):
+        pass
+
+
+def test_a_lane_stops_where_it_is_overtaken_by_retention(small: Settings, topics: Topics) -> None:
+    """Faust's client goes on at the oldest record without a word; its numbers may be of a line that has no gap."""
+    count, fatal = GAP_MIN + 50, list[ManyrayError]()
+    lane = Lane(Shared(small, topics, Metrics.create(), index_cache(), fatal.append), 0)
+    try:
+        lane.prepare()
+        lane.start()
+        chunks = send_lookups(small, topics, count)
+        put(lane, chunks[0], GAP_MIN - 1, is_vectors=False)  # so far there may be none: transactions may have ended
+        wait_until(lambda: lane.lookups_offset == GAP_MIN, "it is done")
+        remove_lookups(small, topics, count)
+        put(lane, chunks[1], 2 * GAP_MIN, is_vectors=False)
+        wait_until(lambda: fatal, "it stops")
+        assert f"{topics.lookups}/0 no longer holds offset {GAP_MIN}, the next to be read" in str(fatal[0])
+    finally:
+        lane.stop()
+
+
+def test_an_idle_lane_remembers_the_end(small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind its last record lies a marker, which retention removes with it: no record is missing then."""
+    monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
+    metrics = Metrics.create()
+    with lane_of(small, topics, metrics) as lane:
+        chunks = send_lookups(small, topics, 2)
+        wait_until(put(lane, chunks[0], 0, is_vectors=False).is_set, "it is done")
+        done_s = clock.monotonic_s() + 1.0
+        wait_until(lambda: clock.monotonic_s() > done_s, "it has looked, while a record is on its way")
+        assert lane.lookups_offset == 1
+        wait_until(put(lane, chunks[1], 1, is_vectors=False).is_set, "it is done")
+        wait_until(lambda: lane.lookups_offset == 3, "it is at the end")
+    remove_lookups(small, topics, 3)
+    with lane_of(small, topics, metrics) as lane:
+        assert lane.lookups_offset == 3
 
 
 def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, topics: Topics, monkeypatch) -> None:

@@ -52,9 +52,9 @@ def test_settings_shape_the_plan():
 
 
 def test_topics_as_planned_are_no_problem():
-    """Also where the cluster does not tell their cleanup policy."""
+    """Also where the cluster does not tell their configuration."""
     assert compare(PLANS, COUNTS, {}) == []
-    assert compare(PLANS, COUNTS, {plan.name: plan.config.get("cleanup.policy", "delete") for plan in PLANS}) == []
+    assert compare(PLANS, COUNTS, {plan.name: {"cleanup.policy": "delete", **plan.config} for plan in PLANS}) == []
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
@@ -78,8 +78,8 @@ def test_a_wrong_count_is_named_with_both_numbers(plan):
 
 def test_a_wrong_cleanup_policy_is_named():
     """Checkpoints that are deleted by age, or vectors that are compacted, would lose what they are for."""
-    policy = {"checkpoints.textray": "delete", "vectors.textray": "compact"}
-    first, second = compare(PLANS, COUNTS, policy)
+    policies = {"checkpoints.textray": {"cleanup.policy": "delete"}, "vectors.textray": {"cleanup.policy": "compact"}}
+    first, second = compare(PLANS, COUNTS, policies)
     assert "vectors.textray has cleanup.policy=compact, it needs delete" in first
     assert "checkpoints.textray has cleanup.policy=delete, it needs compact" in second
     assert all("kafka-configs --alter" in problem for problem in (first, second))
@@ -87,7 +87,15 @@ def test_a_wrong_cleanup_policy_is_named():
 
 def test_the_policy_of_a_users_own_topic_is_theirs():
     """Posts are often compacted by id; how long they are kept changes nothing for the pipeline."""
-    assert compare(PLANS, COUNTS, {"posts": "compact"}) == []
+    assert compare(PLANS, COUNTS, {"posts": {"cleanup.policy": "compact"}}) == []
+
+
+def test_a_topic_that_takes_too_small_records_is_named():
+    """A bad post that does not fit `rejected` would stop ingest for good; more room than is planned does no harm."""
+    (problem,) = compare(PLANS, COUNTS, {"rejected": {"max.message.bytes": "1048588"}})
+    assert problem.startswith("topic rejected has max.message.bytes=1048588, it needs 67108864: kafka-configs ")
+    assert problem.endswith("--add-config max.message.bytes=67108864")
+    assert compare(PLANS, COUNTS, {"rejected": {"max.message.bytes": "67108865"}}) == []
 
 
 def test_problems_come_in_the_order_of_the_flow():
