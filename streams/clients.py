@@ -178,20 +178,28 @@ def first_from(reader: Consumer, start: TopicPartition, *, timeout_s: float = WA
     """The offset of the first record from `start` on, or, with False, of the end if there is none before it.
 
     Raises:
-        Retry: the brokers did not answer in time.
-        KafkaException: it cannot be read.
+        Retry: the brokers did not answer in time, or it cannot be read.
     """
     reader.assign([start])
     try:
         message = reader.poll(timeout_s)
     finally:
         reader.unassign()
+    place = f"{start.topic}/{start.partition}"
     if message is None:
-        raise Retry(f"records of {start.topic}/{start.partition}: none came in {timeout_s:.0f} s")
+        raise Retry(f"records of {place}: none came in {timeout_s:.0f} s")
     error = message.error()
     if error is not None and error.code() != KafkaError._PARTITION_EOF:
-        raise KafkaException(error)
+        raise Retry(f"records of {place}: {error.str()}")
     return message.offset() or 0, error is None
+
+
+def gone(place: str, offset: int) -> Fatal:
+    """The error for records that are gone before they were read; `offset` is that of the first."""
+    return Fatal(
+        f"{place} no longer holds offset {offset}, the next to be read: retention removed what nobody read, or the "
+        "topic was made anew; to go on with what is there set accept_gaps = true"
+    )
 
 
 def producer(

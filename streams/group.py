@@ -18,7 +18,7 @@ from confluent_kafka import (
 )
 
 from schemas.chunk import Place
-from schemas.errors import Fatal, Retry
+from schemas.errors import Retry
 from streams import clients, clock
 from streams.health import JOINING
 from streams.lag import LagReporter, OpenTransactions
@@ -214,10 +214,7 @@ class Member:
         committed = self.committed([place])[0].offset
         if committed == OFFSET_INVALID:
             return Retry(f"{place[0]}/{place[1]} was not told where to begin")  # `_assigned` got no answer
-        return Fatal(
-            f"{place[0]}/{place[1]} no longer holds offset {committed}, the next to be read: retention removed what "
-            "nobody read, or the topic was made anew; to go on with what is there set accept_gaps = true"
-        )
+        return clients.gone(f"{place[0]}/{place[1]}", committed)
 
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         new = [(partition.topic, partition.partition) for partition in partitions]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 from rocksdict import Cache
 
 from schemas.chunk import ChunkBuilder, parse_chunk, rekey
@@ -247,7 +247,7 @@ class Lane:
         try:
             with closing(clients.reader(self._settings)) as reader:
                 end, is_record = clients.first_from(reader, start)
-        except (KafkaException, Retry) as error:
+        except Retry as error:
             _log.debug("lane %d does not know the end, and looks again: %s", self.partition, error)
             return
         if is_record:  # it is on its way here
@@ -322,10 +322,7 @@ class Lane:
         if end < offset:
             raise self._made_anew(f"{place} ends at {end}, before the checkpoint's {offset}")
         if low > offset and not self._settings.accept_gaps:
-            raise Fatal(
-                f"{place} no longer holds offset {offset}, the next to be read: retention removed what nobody read; "
-                "to go on with what is there set accept_gaps = true"
-            )
+            raise clients.gone(place, offset)
 
     def _made_anew(self, found: str) -> Fatal:
         return Fatal(

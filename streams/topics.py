@@ -19,7 +19,7 @@ RECORD_BYTES_MAX = 2_097_152  # more than an internal record has: chunks are the
 # The limit of `posts` is on compressed bytes: what comes out of a megabyte may be much larger, and a bad post that did
 # not fit `rejected` would stop ingest for ever.
 REJECTED_BYTES_MAX = clients.MESSAGE_BYTES_MAX
-_BYTES_MAX = "max.message.bytes"
+_BYTES_MAX, _POLICY = "max.message.bytes", "cleanup.policy"
 _DAY_MS = 86_400_000
 
 
@@ -104,7 +104,7 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
             topics.checkpoints,
             "how far dedup got",
             # Small segments, compacted early: a new owner reads it before it can start.
-            {"cleanup.policy": "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1", **theirs},
+            {_POLICY: "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1", **theirs},
         ),
         plan(topics.embeddings, "embeddings, as users read them", size, is_ours=False),
     ]
@@ -183,21 +183,16 @@ def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], configs: dic
                 f"topic {plan.name} has {found} partitions and the setting partitions is {plan.partitions}: "
                 f"set partitions = {found}, or delete the topic and run `manyray topics create`"
             )
-        config, name = configs.get(plan.name, {}), "cleanup.policy"
-        wanted = plan.config.get(name, "delete")
-        if plan.is_ours and config.get(name, wanted) != wanted:
-            problems.append(_other(plan, name, config[name], wanted))
-        wanted = plan.config.get(_BYTES_MAX, "0")
-        if int(config.get(_BYTES_MAX, wanted)) < int(wanted):
-            problems.append(_other(plan, _BYTES_MAX, config[_BYTES_MAX], wanted))
+        wanted = {_POLICY: plan.config.get(_POLICY, "delete"), _BYTES_MAX: plan.config.get(_BYTES_MAX, "0")}
+        config = wanted | configs.get(plan.name, {})
+        wrong = [_POLICY] if plan.is_ours and config[_POLICY] != wanted[_POLICY] else []
+        wrong += [_BYTES_MAX] if int(config[_BYTES_MAX]) < int(wanted[_BYTES_MAX]) else []
+        problems += [
+            f"topic {plan.name} has {name}={config[name]}, it needs {wanted[name]}: "
+            f"kafka-configs --alter --topic {plan.name} --add-config {name}={wanted[name]}"
+            for name in wrong
+        ]
     return problems
-
-
-def _other(plan: TopicPlan, name: str, found: str, wanted: str) -> str:
-    return (
-        f"topic {plan.name} has {name}={found}, it needs {wanted}: "
-        f"kafka-configs --alter --topic {plan.name} --add-config {name}={wanted}"
-    )
 
 
 def check_topics(settings: Settings, version: str) -> None:

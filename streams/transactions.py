@@ -137,9 +137,9 @@ class StageProducer:
             raise Retry(f"producer {self.transactional_id} is not open")
         return self._producer
 
-    def _call(self, call: Any, *arguments: Any) -> None:
+    def _call(self, call: Any, *arguments: Any) -> Any:
         try:
-            call(*arguments)
+            return call(*arguments)
         except KafkaException as error:
             raise self._classify(error) from None
 
@@ -176,11 +176,8 @@ class StageProducer:
             )
         if error.code() in (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             return Fatal(f"not allowed to write as {self.transactional_id}: {error.str()}; grant it in the ACLs")
-        return self._retry(error.str())
-
-    def _retry(self, why: str) -> Retry:
-        _log.warning("transaction of %s failed, to be retried: %s", self.transactional_id, why)
-        return Retry(f"transaction of {self.transactional_id}: {why}")
+        _log.warning("transaction of %s failed, to be retried: %s", self.transactional_id, error.str())
+        return Retry(f"transaction of {self.transactional_id}: {error.str()}")
 
 
 class TransactionalProducer(StageProducer):
@@ -228,10 +225,10 @@ class FlushedProducer(StageProducer):
     def settle(self) -> None:
         """Wait until the brokers have every record."""
         began_s = clock.monotonic_s()
-        while self._flush():
+        while self._call(self._opened.flush, _SLICE_S):
             if clock.monotonic_s() - began_s > (STOP_WAIT_S if self._stop.is_set() else WAIT_S):
-                self._metrics.transaction_failures.inc()
-                raise self._retry(f"not taken by the brokers within {clock.monotonic_s() - began_s:.0f} s")
+                late = f"not taken by the brokers within {clock.monotonic_s() - began_s:.0f} s"
+                raise self._classify(KafkaException(KafkaError(KafkaError._TIMED_OUT, late)))
         if self._failed is not None:
             raise self._classify(KafkaException(self._failed))
 
@@ -246,12 +243,6 @@ class FlushedProducer(StageProducer):
                 raise self._classify(error) from None
         reach(f"{self._stage}.committed")
         self._metrics.transaction_seconds.observe(clock.perf_s() - self._began_s)
-
-    def _flush(self) -> int:
-        try:
-            return self._opened.flush(_SLICE_S)
-        except KafkaException as error:  # a producer that cannot go on
-            raise self._classify(error) from None
 
     def _on_failed(self, error: KafkaError | None, _: Message) -> None:
         self._failed = error

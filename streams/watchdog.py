@@ -60,7 +60,7 @@ class Waiting:
             self._unread.pop(place, None)
             try:
                 waiting[place] = self._at(place, processed[place])
-            except (KafkaException, Retry) as error:
+            except Retry as error:
                 self._unread[place] = None
                 is_answered = is_answered or self.is_answered()
                 if not is_answered:

@@ -50,6 +50,13 @@ def post(post_id: str, text: str) -> bytes:
     return json.dumps({"id": post_id, "text": text}).encode()
 
 
+def remove(settings: Settings, topic: str, before: int) -> None:
+    """Do as retention does: the first partition begins at that offset then."""
+    admin = clients.admin_client(settings)  # while it is there, its futures are
+    for future in admin.delete_records([TopicPartition(topic, 0, before)]).values():
+        future.result(STALL_S)
+
+
 def topics_of(settings: Settings) -> Topics:
     """The topics of a test."""
     return Topics.of(settings, version_of(settings))

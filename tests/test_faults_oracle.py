@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import pytest
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from bench.load import MALFORMED, Load
 from faults.fault import Fault
@@ -26,6 +24,7 @@ from streams.submitted import pack_vectors
 from streams.table_folder import folder_of
 from streams.topics import Topics, create_topics
 from streams.version import version_of
+from tests.oracle import remove
 from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.broker
@@ -298,8 +297,6 @@ def test_what_retention_has_removed_is_not_passed_over(one: Settings) -> None:
     """The check from outside ends with an error that names the topic, and compares nothing."""
     topics, load = Topics.of(one, version_of(one)), Load(seed=1)
     kept_of(one, topics, load, list(islice(load.values(), POSTS))).write(one, topics)
-    admin = AdminClient({"bootstrap.servers": one.bootstrap_servers})
-    for future in admin.delete_records([TopicPartition(topics.posts[0], 0, 10)]).values():
-        future.result(WAIT_S)
+    remove(one, topics.posts[0], 10)
     with pytest.raises(FaultError, match=f"{topics.posts[0]}/0 has lost its first records"):
         verify(one.bootstrap_servers, topics)

@@ -15,6 +15,7 @@ from streams.health import JOINING
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.transactions import StageProducer
+from tests.oracle import remove
 from tests.test_transport import write
 from tests.waiting import wait_until
 
@@ -62,13 +63,6 @@ def take(member: Member, count: int) -> list[bytes]:
 def commit(member: Member, topic: str, offset: int) -> None:
     """What a transaction would do."""
     member.consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
-
-
-def remove(settings: Settings, topic: str, before: int) -> None:
-    """Do as retention does."""
-    admin = clients.admin_client(settings)
-    for future in admin.delete_records([TopicPartition(topic, 0, before)]).values():
-        future.result(STALL_S)
 
 
 def test_a_new_group_reads_all_there_is(settings: Settings, topic: str, group: str) -> None:

@@ -7,7 +7,7 @@ import aiokafka
 import pytest
 from aiokafka.producer import message_accumulator
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
-from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
 
 from schemas.errors import Reject
 from schemas.post import Post, decode_post
@@ -18,7 +18,7 @@ from streams.settings import Settings
 from streams.topics import create_topics
 from streams.transactions import StageProducer
 from streams.version import version_of
-from tests.oracle import read_records, topics_of
+from tests.oracle import read_records, remove, topics_of
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
@@ -62,9 +62,7 @@ def test_each_record_is_read_back_from_its_place(settings: Settings, producer: P
 def test_what_is_gone_is_rebuilt_and_says_so(settings: Settings, producer: Producer, topic: str) -> None:
     """By retention, with its topic, or past the end: the post comes as JSON, its id as the key; others come whole."""
     put(producer, topic, 20)
-    admin = clients.admin_client(settings)
-    for future in admin.delete_records([TopicPartition(topic, 0, 10)]).values():
-        future.result(WAIT_S)
+    remove(settings, topic, 10)
     gone = [stand_in(topic, 0, 3), stand_in(topic, 0, 9), stand_in(topic, 0, 99), stand_in(f"no{topic}", 0, 0)]
     found = read_back(settings, [*gone, stand_in(topic, 0, 10), stand_in(topic, 7, 0)])
     assert found[topic, 0, 10].value == b"0 10"

@@ -27,7 +27,7 @@ from streams.table_folder import folder_of, spare_of
 from streams.topics import Topics, create_topics
 from streams.up import Pipeline
 from streams.version import version_of
-from tests.oracle import await_embeddings, post, read_embeddings, send
+from tests.oracle import await_embeddings, post, read_embeddings, remove, send
 from tests.tables import DAMAGES, key
 from tests.test_pipeline import values
 from tests.waiting import WAIT_S, wait_until
@@ -93,9 +93,7 @@ def test_records_that_go_during_a_refill_are_passed_over(small: Settings, topics
     publish(small, topics, count)
 
     def trim() -> None:
-        admin = clients.admin_client(small)  # while it is there, its futures are
-        for future in admin.delete_records([TopicPartition(topics.vectors, 0, count - kept)]).values():
-            future.result(WAIT_S)
+        remove(small, topics.vectors, count - kept)
 
     table, metrics = Trimming(trim), Metrics.create()
     assert refill(table, small, topics, 0, metrics=metrics, stop=threading.Event())
@@ -203,17 +201,10 @@ def send_lookups(settings: Settings, topics: Topics, count: int) -> list[bytes]:
     return chunks
 
 
-def remove_lookups(settings: Settings, topics: Topics, before: int) -> None:
-    """Do as retention does."""
-    admin = clients.admin_client(settings)
-    for future in admin.delete_records([TopicPartition(topics.lookups, 0, before)]).values():
-        future.result(WAIT_S)
-
-
 def test_a_lane_stops_where_retention_removed_what_nobody_read(small: Settings, topics: Topics) -> None:
     """Those posts are seen by nobody: that is said and not passed over, unless the user accepts it."""
     send_lookups(small, topics, 3)
-    remove_lookups(small, topics, 2)
+    remove(small, topics.lookups, 2)
     with (
         pytest.raises(Fatal, match=r"lookups\S+/0 no longer holds offset 0, .*set accept_gaps"),
         lane_of(small, topics, Metrics.create()),
@@ -233,7 +224,7 @@ def test_a_lane_stops_where_it_is_overtaken_by_retention(small: Settings, topics
         chunks = send_lookups(small, topics, count)
         put(lane, chunks[0], GAP_MIN - 1, is_vectors=False)  # so far there may be none: transactions may have ended
         wait_until(lambda: lane.lookups_offset == GAP_MIN, "it is done")
-        remove_lookups(small, topics, count)
+        remove(small, topics.lookups, count)
         put(lane, chunks[1], 2 * GAP_MIN, is_vectors=False)
         wait_until(lambda: fatal, "it stops")
         assert f"{topics.lookups}/0 no longer holds offset {GAP_MIN}, the next to be read" in str(fatal[0])
@@ -244,16 +235,18 @@ def test_a_lane_stops_where_it_is_overtaken_by_retention(small: Settings, topics
 def test_an_idle_lane_remembers_the_end(small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind its last record lies a marker, which retention removes with it: no record is missing then."""
     monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
+    looks, first_from = list[object](), clients.first_from
+    monkeypatch.setattr("streams.lane.clients.first_from", lambda *asked: looks.append(asked) or first_from(*asked))
     metrics = Metrics.create()
     with lane_of(small, topics, metrics) as lane:
         chunks = send_lookups(small, topics, 2)
         wait_until(put(lane, chunks[0], 0, is_vectors=False).is_set, "it is done")
-        done_s = clock.monotonic_s() + 1.0
-        wait_until(lambda: clock.monotonic_s() > done_s, "it has looked, while a record is on its way")
+        seen = len(looks)
+        wait_until(lambda: len(looks) > seen + 2, "it has looked, while a record is on its way")
         assert lane.lookups_offset == 1
         wait_until(put(lane, chunks[1], 1, is_vectors=False).is_set, "it is done")
         wait_until(lambda: lane.lookups_offset == 3, "it is at the end")
-    remove_lookups(small, topics, 3)
+    remove(small, topics.lookups, 3)
     with lane_of(small, topics, metrics) as lane:
         assert lane.lookups_offset == 3
 
