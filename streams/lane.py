@@ -174,9 +174,7 @@ class Lane:
             _log.debug("lane %d, stopping: %s", self.partition, error)  # its next owner reads the rest again
         except ManyrayError as error:
             self._shared.on_fatal(error)
-        except (
-            BaseException
-        ) as error:  # RocksDB's panics too: a thread that dies unseen would stall its partition for ever
+        except BaseException as error:  # RocksDB's panics too: a thread that dies unseen stalls its partition for ever
             _log.debug("lane %d", self.partition, exc_info=True)
             self._shared.on_fatal(Fatal(f"lane {self.partition} failed: {type(error).__name__}: {error}"))
 
