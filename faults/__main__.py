@@ -27,7 +27,8 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left behind
     seeds = range(1, arguments.seeds + 1) if arguments.seed is None else [arguments.seed]
-    chosen = [one for one in FAULTS.values() if one.name.startswith(tuple(arguments.only))]
+    starts = tuple(name for name in arguments.only if name not in FAULTS)
+    chosen = [one for one in FAULTS.values() if one.name in arguments.only or one.name.startswith(starts)]
     if not chosen:
         parser.error(f"no fault's name begins with {' or '.join(arguments.only)}; there are {', '.join(FAULTS)}")
     failed, of = 0, commit()

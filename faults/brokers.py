@@ -44,7 +44,8 @@ def _controller(run: Run) -> int:
 
 
 def _group_coordinator(run: Run) -> int:
-    return run.cluster.coordinator_of_group(f"manyray.dedup.{run.settings.ray}")
+    role = ROLES[int(run.random.integers(len(ROLES)))]  # another one each time
+    return run.cluster.coordinator_of_group(f"manyray.{role}.{run.settings.ray}")
 
 
 def _transaction_coordinator(run: Run) -> int:

@@ -77,8 +77,14 @@ def slow_output(run: Run) -> None:
     link = run.cluster.clients(1)
     link.hold_replies([Api.PRODUCE], LATE_S)
     _stay_flat(run, SLOW_S)
+    waited = sum(run.samples("ingest", "manyray_consumer_lag"))
+    if waited < run.fault.rate * LATE_S:
+        raise FaultError(f"only {waited:,.0f} posts wait for ingest")
     run.await_seen(run.live.seen + 1)  # not new posts: what came meanwhile waits before them
     link.heal()
+    began_s = clock.monotonic_s()
+    run.await_seen(run.publisher.sent)
+    run.note(f"{waited:,.0f} posts waited for ingest; all came out {clock.monotonic_s() - began_s:.0f} s after")
 
 
 def _jump(whose: str, seconds: float, run: Run) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from faults.fault import Fault, add, fault
+from faults.brokers import WENT_ON, WHOLE_S
+from faults.fault import THREE_BROKERS, Fault, add, fault
 from faults.run import FaultError, Run
 from streams.rocks_table import RocksTable
 from streams.table_folder import folder_of, spare_of
@@ -161,3 +162,16 @@ def disk_of_broker_full(run: Run) -> None:
     run.rest(FULL_S)
     filler.unlink()
     server.start()
+
+
+@fault(10, **THREE_BROKERS, disk="brokers/broker-1", silent_s=WENT_ON)
+def disk_of_one_broker_full(run: Run) -> None:
+    """One of three ends; the others do the work meanwhile."""
+    server = run.cluster.servers[1]
+    filler = _fill(run.cluster.folder / "broker-1")
+    run.wait_until(lambda: not server.alive, "the broker ends")
+    run.await_flow()
+    run.rest(FULL_S)
+    filler.unlink()
+    server.start()
+    run.cluster.wait_until_whole(WHOLE_S)

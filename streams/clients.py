@@ -27,9 +27,9 @@ _FULL_WAIT_S = 0.05
 Made = TypeVar("Made", AdminClient, Consumer, Producer)
 
 _OURS = frozenset(
-    "bootstrap.servers metadata.broker.list group.id transactional.id enable.idempotence isolation.level "
-    "enable.auto.commit enable.auto.offset.store auto.offset.reset acks request.required.acks partitioner "
-    "group.protocol message.max.bytes transaction.timeout.ms delivery.timeout.ms message.timeout.ms "
+    "bootstrap.servers metadata.broker.list group.id group.instance.id transactional.id enable.idempotence "
+    "isolation.level enable.auto.commit enable.auto.offset.store auto.offset.reset acks request.required.acks "
+    "partitioner group.protocol message.max.bytes transaction.timeout.ms delivery.timeout.ms message.timeout.ms "
     "delivery.report.only.error queue.buffering.max.kbytes".split()
 )
 """Properties that exactly once, or a setting of ours, depends on."""
@@ -156,7 +156,9 @@ def why_unreadable(message: Message) -> Fatal | None:
         place = f"{message.topic()}/{message.partition()} from offset {message.offset()} on"
         return Fatal(f"{place} holds a batch that cannot be read ({error.str()}): delete the records up to it")
     if error.fatal() or error.code() == KafkaError._FATAL:  # in a message confluent-kafka forgets that it is
-        return Fatal(f"reading cannot go on: {error.str()}; Kafka 4.0 or newer is needed")
+        return Fatal(
+            f"reading cannot go on: {error.str()}; check the rights on the group, and that Kafka is 4.0 or newer"
+        )
     return None
 
 

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import faust
@@ -42,8 +43,8 @@ STREAM_RECORDS_MAX = 32
 """Records that wait in Faust before each agent, fetched before their lanes had too many."""
 SESSION_TIMEOUT_S = 6.0
 """The least that Kafka's brokers take by default."""
-POLL_S_MAX = 86_400.0
-"""As `group.POLL_MS_MAX`; by Faust's default a member that was assigned nothing would leave after 1,000 s, for good."""
+POLL_S_MAX = 10 * 365 * 86_400.0
+"""A member that is assigned nothing polls nothing: after this, 1,000 s by Faust's default, it leaves for good."""
 _WATCH_EVERY_S = 0.2
 
 
@@ -74,6 +75,8 @@ class Lanes:
 
     def __init__(self, shared: Shared) -> None:
         self.assigned = False
+        self.is_ending = False
+        """Whether the process ends, and not only a rebalance takes partitions away."""
         self.waits_for = JOINING
         """Why it does not serve its partitions now; empty when it does. Any thread may ask."""
         self.open_transactions = OpenTransactions(shared.metrics.open_transaction_seconds)
@@ -123,7 +126,7 @@ class Lanes:
             self.waits_for = JOINING
             gone = tuple(self._lanes.values())
             self._lanes.clear()
-            await self._on_threads([lane.stop for lane in gone])
+            await self._on_threads([partial(lane.stop, is_last=self.is_ending) for lane in gone])
             for lane in gone:
                 del self._in_hand[lane.partition]
                 for topic in (self._shared.topics.lookups, self._shared.topics.vectors):
@@ -297,6 +300,7 @@ async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: He
                 report_lag(app, consumer, topics, metrics)
     finally:
         health.stop.set()  # after a failure too: what is left has the time of a stop
+        app.lanes.is_ending = True
         await app.stop()
         starting.cancel()
         await app.lanes.close()

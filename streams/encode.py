@@ -33,7 +33,7 @@ from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
 from streams.transactions import StageProducer
-from streams.watchdog import watch
+from streams.watchdog import ended_after, watch
 from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
@@ -44,6 +44,8 @@ WINDOW_BATCHES = 6
 """Batches in a window, unless window_tokens is set: enough posts to sort by length, few enough to come out soon."""
 UNEMBEDDED_MAX = 8
 """Distinct contents in a row without a vector: so many are not the fault of posts."""
+WARM_UP_TIMEOUT_S = 300.0
+"""A device that hangs answers nobody; a large model on a slow one takes minutes."""
 _IDLE_WAIT_S = 0.1
 _BUSY_WAIT_S = 0.005
 
@@ -350,7 +352,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     )
     batch_tokens = settings.batch_tokens or encoder.batch_tokens
     # Here, and not on the engine's thread: see DECISIONS 23 before moving it.
-    warm_up(encoder, batch_tokens)
+    with ended_after(WARM_UP_TIMEOUT_S, "it has not computed its first batch"):
+        warm_up(encoder, batch_tokens)
     window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
         encode = Encode(settings, topics, metrics, engine, window_tokens=window_tokens, stop=stop)
@@ -359,6 +362,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         watch(settings, health, member.positions.copy, beat=lambda: engine.batches)
         try:
             keep_going(encode.step, encode.recover, stop)
+            member.commit_last_ends(encode.producer)
         finally:
             stop.set()  # after a failure too: what is left has the time of a stop
             encode.close()

@@ -12,7 +12,8 @@ _WORDS_S = 1.0
 
 def end_process(why: str) -> NoReturn:
     """End this process with exit code 1, whatever its threads do; `why` goes to stderr, if that takes it."""
-    threading.Timer(_WORDS_S, os._exit, (1,)).start()
+    with suppress(RuntimeError):  # no more threads can be had
+        threading.Timer(_WORDS_S, os._exit, (1,)).start()
     with suppress(OSError, ValueError):  # a full disk, a closed pipe
         sys.stderr.write(f"manyray: {why}\n")
         sys.stderr.flush()

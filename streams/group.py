@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from confluent_kafka import (
 )
 
 from schemas.chunk import Place
-from schemas.errors import Retry
+from schemas.errors import Fatal, Retry
 from streams import clients, clock
 from streams.health import JOINING
 from streams.lag import LagReporter, OpenTransactions
@@ -162,7 +163,8 @@ class Member:
 
         Behind a last record lies the marker of its transaction, which nobody reads and retention removes with it: an
         offset before it would look, to who begins there, as if records had been removed. An offset that does not move
-        is committed again every `RENEW_S`, or brokers would forget it in a later stop, however short.
+        is committed again every `RENEW_S`, or brokers would forget it in a later stop, however short. Where there never
+        was a record the end is committed too: or records that come and go in a later stop would be passed over.
 
         Raises:
             Retry: perhaps it was not committed: `rewind`.
@@ -170,7 +172,11 @@ class Member:
         if clock.monotonic_s() < self._ends_due_s:
             return
         self._ends_due_s = clock.monotonic_s() + ENDS_EVERY_S
-        done = {place: at for place, at in self.positions.items() if at >= 0 and at == self._read_to.get(place)}
+        done = {
+            place: at
+            for place, at in self.positions.items()
+            if at == self._read_to.get(place) and (at >= 0 or place in self._ends)
+        }
         ends = {
             place: max(at, self._ends.get(place, at))
             for place, at in done.items()
@@ -187,6 +193,12 @@ class Member:
         self._renew_s.update(dict.fromkeys(ends, self._ends_due_s + RENEW_S))
         self._read_to.update(ends)
         self.processed(ends)
+
+    def commit_last_ends(self, producer: StageProducer) -> None:
+        """At a stop commit what ends are known, if the brokers take them: what is left then is found again."""
+        self._ends_due_s = 0.0
+        with suppress(Retry, Fatal):
+            self.commit_ends(producer)
 
     def report_lag(self) -> None:
         """Set the lag metrics, now and then."""

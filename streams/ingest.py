@@ -4,6 +4,7 @@ Stateless: the numbers of its chunks travel with the offsets it commits, all in 
 """
 
 import logging
+import math
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ from streams.transactions import StageProducer
 from streams.watchdog import watch
 
 _log = logging.getLogger("manyray.ingest")
+
+LONG_S = 5.0
+"""For packing a batch: some texts take NFC long, and a batch may be of nothing else. Shorter is no reason to let a
+partition be that stands still.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ class Ingest:
     producer: StageProducer
     packer: Packer
     lines: dict[Place, Line] = field(default_factory=dict[Place, Line])
+    _packing_s: float = math.inf
+    """Since when a batch is packed."""
 
     @classmethod
     def join(cls, settings: Settings, topics: Topics, metrics: Metrics, stop: threading.Event) -> "Ingest":
@@ -110,9 +118,16 @@ class Ingest:
         messages = self.member.read(settings.transaction_posts_max, settings.commit_interval_ms / 1000)
         self.member.report_lag()
         if messages:
-            self.publish(sort_posts(messages, self.packer, settings.text_bytes_max))
+            self._packing_s = clock.monotonic_s()
+            batch = sort_posts(messages, self.packer, settings.text_bytes_max)
+            self._packing_s = math.inf
+            self.publish(batch)
         self.member.commit_ends(self.producer)
         return bool(messages)
+
+    def beat(self) -> int:
+        """A number that changes while one batch is packed for long; any thread may ask."""
+        return self.packer.contents if clock.monotonic_s() - self._packing_s > LONG_S else 0
 
     def publish(self, batch: Batch) -> None:
         """Write a batch, the numbers of its chunks and its offsets in one transaction."""
@@ -180,10 +195,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
     ingest = Ingest.join(settings, topics, metrics, stop)
     member = ingest.member
     health.waits_for = lambda: member.waits_for
-    # Some texts take NFC long, and a batch may be of nothing else.
-    watch(settings, health, member.positions.copy, beat=lambda: ingest.packer.contents)
+    watch(settings, health, member.positions.copy, beat=ingest.beat)
     try:
         keep_going(ingest.step, ingest.recover, stop)
+        member.commit_last_ends(ingest.producer)
     finally:
         stop.set()  # after a failure too: what is left has the time of a stop
         ingest.close()

@@ -9,7 +9,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 from confluent_kafka import TopicPartition
@@ -40,7 +40,11 @@ _log = logging.getLogger("manyray.lane")
 
 STOP_TIMEOUT_S = 30.0
 END_AFTER_S = 10.0
-"""After a lane's last record its checkpoint goes to the end of `lookups`."""
+"""After a lane's last chunk its checkpoint goes to the end of `lookups`."""
+END_AGAIN_S = 600.0
+"""After that it is looked again: transactions that were aborted make the end move without a record."""
+END_WAIT_S = 5.0
+"""For the brokers' answer: a rebalance, or a stop, may wait for it."""
 GAP_MIN = 100
 """Offsets without a record that are looked at: transactions that end leave fewer."""
 HELD_WAIT_S = 2.0
@@ -91,6 +95,8 @@ class Lane:
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._stats_s = 0.0
         self._is_at_end = False
+        self._look_s = 0.0
+        self._is_last = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{partition}", daemon=True)
 
     @property
@@ -134,12 +140,15 @@ class Lane:
         """Make a `prepare` that is under way end soon; `stop` follows."""
         self._stopping.set()
 
-    def stop(self) -> None:
+    def stop(self, *, is_last: bool = False) -> None:
         """Finish the transaction in hand, drop what waits, release table and producer.
+
+        If it is the last that may be done here for long, the end is committed first, as after `END_AFTER_S`.
 
         Raises:
             Fatal: it did not end in time.
         """
+        self._is_last = is_last
         self._stopping.set()
         self._queue.put(None)
         if self._thread.is_alive():
@@ -153,14 +162,16 @@ class Lane:
 
     def _run(self) -> None:
         try:
+            self._look_s = clock.monotonic_s() + END_AFTER_S
             while not self._stopping.is_set():
-                try:
-                    record = self._queue.get(timeout=None if self._is_at_end else END_AFTER_S)
-                except queue.Empty:
+                if clock.monotonic_s() > self._look_s:
                     self._commit_end()
+                try:
+                    record = self._queue.get(timeout=max(0.0, self._look_s - clock.monotonic_s()))
+                except queue.Empty:
                     continue
                 if record is None:
-                    return
+                    break
                 if record.is_vectors:
                     self._learn(record)
                     continue
@@ -170,6 +181,9 @@ class Lane:
                 for written in records:
                     written.done()
                 reach("dedup.acked")
+            if self._is_last and not self._is_at_end:
+                with suppress(Fatal):  # which the next owner finds too
+                    self._commit_end()
         except Retry as error:
             _log.debug("lane %d, stopping: %s", self.partition, error)  # its next owner reads the rest again
         except ManyrayError as error:
@@ -226,6 +240,7 @@ class Lane:
         reach("dedup.sent")
         self._commit(progress)
         self._is_at_end = False
+        self._look_s = clock.monotonic_s() + END_AFTER_S
         self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
         self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
         self._metrics.dedup_misses.inc(sum(actions.miss_posts for _, actions in outcome))
@@ -240,11 +255,17 @@ class Lane:
         """Where `lookups` holds nothing more, move the checkpoint behind the marker of the last transaction.
 
         Retention removes it with the last record: a checkpoint before it would look as if records had been removed.
+
+        Raises:
+            Retry: brokers did not take it.
+            Fatal: retention removed records before they were read.
         """
+        self._look_s = clock.monotonic_s() + END_AFTER_S
         start = TopicPartition(self._topics.lookups, self.partition, self.lookups_offset)
         try:
             with closing(clients.reader(self._settings)) as reader:
-                end, is_record = clients.first_from(reader, start)
+                end, is_record = clients.first_from(reader, start, timeout_s=END_WAIT_S)
+            self._check_lookups(self.lookups_offset, END_WAIT_S)  # or it is the end behind what is gone
         except Retry as error:
             _log.debug("lane %d does not know the end, and looks again: %s", self.partition, error)
             return
@@ -258,6 +279,7 @@ class Lane:
 
         with_retries(commit, self._stopping, self._recover)
         self._is_at_end = True
+        self._look_s = clock.monotonic_s() + END_AGAIN_S
 
     def _decide(self, chunk: Chunk) -> Actions:
         assert self._table is not None
@@ -307,7 +329,7 @@ class Lane:
         self._recover()
         self._refill()
 
-    def _check_lookups(self, offset: int) -> None:
+    def _check_lookups(self, offset: int, timeout_s: float = clients.WATERMARKS_TIMEOUT_S) -> None:
         """Whether `lookups` still holds the next offset to be read, or will.
 
         Raises:
@@ -316,7 +338,7 @@ class Lane:
         """
         place = f"{self._topics.lookups}/{self.partition}"
         with closing(clients.reader(self._settings)) as reader:
-            low, end = clients.watermarks(reader, self._topics.lookups, self.partition)
+            low, end = clients.watermarks(reader, self._topics.lookups, self.partition, timeout_s=timeout_s)
         if end < offset:
             raise self._made_anew(f"{place} ends at {end}, before the checkpoint's {offset}")
         if low > offset and not self._settings.accept_gaps:

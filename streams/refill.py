@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
 from schemas.content import split_fingerprints
@@ -24,6 +24,10 @@ _log = logging.getLogger("manyray.refill")
 _LOG_EVERY_S = 2.0
 _RECORDS_AT_ONCE = 32  # a record has up to half a megabyte
 _BATCH_WAIT_S = 0.05
+_PAUSE_S = 0.5
+"""Before brokers are asked again that did not answer."""
+_ASK_S = 5.0
+"""For one answer."""
 
 
 def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, bytes]:
@@ -44,6 +48,10 @@ def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, by
     return {fingerprint: blob[index * size : (index + 1) * size] for index, fingerprint in enumerate(fingerprints)}
 
 
+class Unread(Exception):
+    """The brokers did not give what was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a read of one partition of `vectors` brought: vectors, the offset after them, and whether it ends there."""
@@ -57,7 +65,7 @@ def read_batch(messages: Sequence[Message], version: str) -> Batch:
     """The batch in a consumer's messages; it ends there if the partition's end is the last of them.
 
     Raises:
-        KafkaException: one of them is an error.
+        Unread: one of them is an error.
     """
     vectors, offset, ended = dict[bytes, bytes](), None, False
     for message in messages:
@@ -67,7 +75,7 @@ def read_batch(messages: Sequence[Message], version: str) -> Batch:
             vectors.update(vectors_by_fingerprint(message.value(), version))
             offset += 1
         elif error.code() != KafkaError._PARTITION_EOF:
-            raise KafkaException(error)
+            raise Unread(error.str())
     return Batch(vectors, offset, ended)
 
 
@@ -78,48 +86,81 @@ def refill(
 
     False if `restore_wait_s` was over, or `stop` set, before the end was reached.
 
-    What is missing then comes through the agent, and look-ups miss meanwhile: they cost compute, not correctness.
+    What is missing then comes through the agent, and look-ups miss meanwhile: they cost compute, not correctness. So
+    brokers that do not answer are asked again until the time is over, and end nothing.
 
     Raises:
-        Retry: the brokers did not answer in time, or the table was damaged and has begun anew.
+        Retry: the table was damaged, and has begun anew.
         Fatal: the table cannot be written.
     """
-    topic, wait_s = topics.vectors, settings.restore_wait_s
+    deadline_s = clock.monotonic_s() + settings.restore_wait_s
+    why = ""
+    with metrics.table_restoring.track_inprogress():
+        while True:
+            try:
+                if _read_to_end(table, settings, topics, partition, deadline_s, metrics=metrics, stop=stop):
+                    return True
+            except Unread as error:
+                why = f" ({error})"
+                _log.debug("partition %d is not refilled yet: %s", partition, error)
+            if clock.monotonic_s() > deadline_s:
+                break
+            if stop.wait(_PAUSE_S):
+                return False
+    wait_s = settings.restore_wait_s
+    _log.warning(
+        "partition %d: table not whole after restore_wait_s = %g s; misses until it is%s", partition, wait_s, why
+    )
+    return False
+
+
+def _read_to_end(
+    table: Table,
+    settings: Settings,
+    topics: Topics,
+    partition: int,
+    deadline_s: float,
+    *,
+    metrics: Metrics,
+    stop: threading.Event,
+) -> bool:
+    """As `refill`, but raises Unread where the brokers do not answer."""
+    topic = topics.vectors
     began_s = logged_s = clock.monotonic_s()
     count = 0
-    with closing(clients.reader(settings)) as consumer, metrics.table_restoring.track_inprogress():
-        try:
-            low, end = clients.watermarks(consumer, topic, partition)
-            if not low <= table.offset <= end:  # it was trimmed, or made anew: all that there is, is read
-                table.put_many({}, low)
-            start = table.offset
-            if start >= end:
+    with closing(clients.reader(settings)) as consumer:
+        low, end = _offsets(consumer, topic, partition)
+        if not low <= table.offset <= end:  # it was trimmed, or made anew: all that there is, is read
+            table.put_many({}, low)
+        start = table.offset
+        if start >= end:
+            return True
+        reach("dedup.refilling")
+        consumer.assign([TopicPartition(topic, partition, start)])
+        while clock.monotonic_s() < deadline_s and not stop.is_set():
+            batch = read_batch(consumer.consume(_RECORDS_AT_ONCE, _BATCH_WAIT_S), topics.version)
+            if batch.offset is not None:
+                table.put_many(batch.vectors, batch.offset)
+                count += len(batch.vectors)
+                metrics.table_refilled.inc(len(batch.vectors))
+            if batch.ended and table.offset < end:  # the topic was made anew, and is shorter now
+                _, end = _offsets(consumer, topic, partition)
+            seconds = clock.monotonic_s() - began_s
+            if batch.ended and table.offset >= end:
+                if count:
+                    _log.info("partition %d: %d vectors refilled in %.1f s", partition, count, seconds)
                 return True
-            reach("dedup.refilling")
-            consumer.assign([TopicPartition(topic, partition, start)])
-            while clock.monotonic_s() - began_s < wait_s and not stop.is_set():
-                batch = read_batch(consumer.consume(_RECORDS_AT_ONCE, _BATCH_WAIT_S), topics.version)
-                if batch.offset is not None:
-                    table.put_many(batch.vectors, batch.offset)
-                    count += len(batch.vectors)
-                    metrics.table_refilled.inc(len(batch.vectors))
-                if batch.ended and table.offset < end:  # the topic was made anew, and is shorter now
-                    _, end = clients.watermarks(consumer, topic, partition)
-                seconds = clock.monotonic_s() - began_s
-                if batch.ended and table.offset >= end:
-                    if count:
-                        _log.info("partition %d: %d vectors refilled in %.1f s", partition, count, seconds)
-                    return True
-                if clock.monotonic_s() - logged_s > _LOG_EVERY_S:
-                    logged_s = clock.monotonic_s()
-                    _log.info(
-                        "partition %d: %s", partition, progress(table.offset - start, end - start, count, seconds)
-                    )
-        except KafkaException as error:
-            raise Retry(f"vectors of {topic}/{partition}: {error.args[0].str()}") from None
-    if not stop.is_set():
-        _log.warning("partition %d: table not whole after restore_wait_s = %g s; misses until it is", partition, wait_s)
+            if clock.monotonic_s() - logged_s > _LOG_EVERY_S:
+                logged_s = clock.monotonic_s()
+                _log.info("partition %d: %s", partition, progress(table.offset - start, end - start, count, seconds))
     return False
+
+
+def _offsets(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    try:
+        return clients.watermarks(consumer, topic, partition, timeout_s=_ASK_S)
+    except Retry as error:
+        raise Unread(str(error)) from None
 
 
 def progress(done: int, whole: int, vectors: int, seconds: float) -> str:

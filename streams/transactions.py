@@ -70,8 +70,9 @@ class StageProducer:
         shared_id: bool = True,
     ) -> "StageProducer":
         """The producer that the setting `delivery` asks for."""
-        kind = TransactionalProducer if settings.delivery == "exactly_once" else FlushedProducer
-        return kind(settings, transactional_id, metrics, stop, shared_id=shared_id)
+        if settings.delivery == "exactly_once":
+            return TransactionalProducer(settings, transactional_id, metrics, stop, shared_id=shared_id)
+        return FlushedProducer(settings, transactional_id, metrics, stop, shared_id=False)  # which nobody fences
 
     def open(self) -> None:
         """Build the producer anew.

@@ -5,8 +5,8 @@ It asks the brokers itself what waits, as a client that stalls knows of nothing 
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, contextmanager
 from typing import NoReturn
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -94,6 +94,18 @@ class Waiting:
 def end_stalled(reason: str) -> NoReturn:
     """End this process: the next one reads again what was in hand."""
     end_process(f"{reason}: ended, to be started again")
+
+
+@contextmanager
+def ended_after(limit_s: float, what: str) -> Generator[None]:
+    """End the process if the block takes longer, which may wait in C; `what` says what it is, as "it has not begun"."""
+    timer = threading.Timer(limit_s, end_stalled, [f"{what} in {limit_s:.0f} s"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def watch(

@@ -14,6 +14,7 @@ from manyray.client import Client
 from schemas.errors import Fatal
 from streams import restarts
 from streams.broker import Broker
+from streams.metrics import read_metrics
 from streams.ports import choose_ports
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics
@@ -101,8 +102,8 @@ def test_a_role_that_dies_is_started_again_and_then_given_up(settings: Settings,
             pipeline.wait_ready(WAIT_S)
 
 
-def test_a_role_that_is_stopped_is_killed_and_started_again(settings: Settings, capfd: pytest.CaptureFixture[str]):
-    """SIGSTOP holds its own watchdog too: `up` sees that it does not answer, says so once, and puts it right."""
+def test_a_role_that_is_stopped_is_killed_and_started_again(settings: Settings, caplog: pytest.LogCaptureFixture):
+    """SIGSTOP holds its own watchdog too: `up` sees that it does not answer, says so once, mends and counts it."""
     settings = settings.model_copy(update={"stall_timeout_s": 4.0})
     create_topics(settings, version_of(settings))
     with Pipeline(settings) as pipeline:
@@ -113,8 +114,18 @@ def test_a_role_that_is_stopped_is_killed_and_started_again(settings: Settings, 
         pipeline.wait_ready(WAIT_S)
         with Client(pipeline.settings) as client:
             assert client.embed(["served again"]).shape == (1, 384)
-        others = {name: pid for name, pid in pipeline.pids.items() if name != "encode"}
-        assert len(others) == 2
+        urls = pipeline.metrics_urls
+        counts = {
+            name: [one.value for one in read_metrics(url) if one.name == "manyray_restarts"]
+            for name, url in urls.items()
+        }
+    assert counts == {"ingest": [0], "dedup": [0], "encode": [1]}
+    said = "\n".join(record.message for record in caplog.records if record.name == "manyray.up")
+    assert re.fullmatch(
+        r"encode has not said that it is live for \d s: killing it\n"
+        r"encode ended \(killed by SIGKILL\): starting it again in 0.5 s, restart 1",
+        said,
+    )
 
 
 def test_roles_outlive_an_outage_of_the_brokers(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

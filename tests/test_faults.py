@@ -13,7 +13,14 @@ from faults.run import run_fault
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 POSTS = 5_000
-SOME = ("kill-dedup-flushed", "kill-ingest-flushed", "zombie-dedup-began")
+SOME = (
+    "kill-dedup-flushed",
+    "kill-ingest-flushed",
+    "zombie-dedup-began",
+    "delayed-add-partitions-to-txn",
+    "bounce-leader-hard",
+    "clients-cut-replies",
+)
 WAIT_S = 20.0
 """A pipeline that is broken on purpose may never bring what is waited for."""
 BROKEN = {
@@ -24,8 +31,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_nothing_is_lost_or_doubled(name: str) -> None:
+def test_nothing_is_lost_or_doubled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every accepted post comes out once, every bad one is rejected once, and all that the stages keep agrees."""
+    monkeypatch.setattr("faults.brokers.BOUNCES", 1)
     verdict = run_fault(FAULTS[name], seed=1, posts=POSTS)
     assert verdict.problems == []
     assert verdict.posts >= POSTS

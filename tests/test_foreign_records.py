@@ -53,6 +53,21 @@ def test_a_chunk_that_is_none_stops_its_role(settings: Settings, role: str, topi
     assert (seen.ids.total(), set(seen.ids)) == (2, {"before", "after"})
 
 
+def test_a_chunk_of_no_posts_is_passed_over(settings: Settings) -> None:
+    """It holds nothing that could be lost: the posts beside it come out once."""
+    create_topics(settings, version_of(settings))
+    topics = topics_of(settings)
+    for value in (None, b""):
+        put(settings, topics.lookups, value)
+        put(settings, topics.misses, value)
+    run_pipeline(settings, "before")
+    put(settings, topics.lookups, None)
+    put(settings, topics.misses, None)
+    run_pipeline(settings, "after")
+    seen = read_embeddings(settings)
+    assert (seen.ids.total(), set(seen.ids)) == (2, {"before", "after"})
+
+
 @pytest.mark.parametrize("value", [FOREIGN, None])
 def test_what_the_table_cannot_learn_costs_nothing_else(settings: Settings, value: bytes | None) -> None:
     """Strange records among the vectors and the checkpoints are passed over, while it runs and when it starts."""

@@ -182,3 +182,53 @@ def test_an_offset_that_does_not_move_is_committed_again(
         for _ in range(3):
             member.commit_ends(producer)
         assert commits() == 4
+
+
+def test_where_there_never_was_a_record_the_end_is_committed(
+    settings: Settings, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or records that come and go while nobody reads would be passed over: a new group begins at the oldest."""
+    monkeypatch.setattr("streams.group.ENDS_EVERY_S", 0.0)
+    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
+    producer.open()
+    place = (topic, 0)
+    with joined(settings, group, topic) as member:
+
+        def read_on() -> None:
+            assert member.read(1, 0.1) == []
+            member.commit_ends(producer)
+
+        wait_until(lambda: member.owned and member.committed([place])[0].offset == 0, "the end is committed", read_on)
+    put(settings, topic, b"0", b"1")
+    remove(settings, topic, 1)
+    with (
+        joined(settings, group, topic) as member,
+        pytest.raises(Fatal, match=f"{topic}/0 no longer holds offset 0,"),
+    ):
+        take(member, 1)
+
+
+def test_at_a_stop_the_end_is_committed_at_once(settings: Settings, topic: str, group: str) -> None:
+    """However short it was at work: a stop may outlast what retention keeps. What the brokers refuse ends nothing."""
+    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
+    producer.open()
+    write(settings, topic, [([b"0"], True)])
+    place = (topic, 0)
+    with joined(settings, group, topic) as member:
+        take(member, 1)
+        member.commit_ends(producer)  # another one is not due for a while
+        producer.begin()
+        producer.commit([TopicPartition(*place, 1)], member.consumer)
+        member.processed({place: 1})
+
+        def read_on() -> None:
+            assert member.read(1, 0.1) == []
+            member.commit_ends(producer)
+
+        wait_until(lambda: member._ends.get(place) == 2, "the end is read", read_on)
+        assert member.committed([place])[0].offset == 1
+        member.commit_last_ends(producer)
+        assert member.committed([place])[0].offset == 2
+        producer.close()
+        member._renew_s.clear()
+        member.commit_last_ends(producer)

@@ -30,6 +30,7 @@ from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, remove, send
 from tests.tables import DAMAGES, key
 from tests.test_pipeline import values
+from tests.test_transport import write
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
@@ -111,6 +112,34 @@ def test_a_table_that_is_ahead_of_its_topic_reads_all_of_it(small: Settings, top
     table.put_many({}, 1_000)
     assert refill(table, small, topics, 0, metrics=Metrics.create(), stop=threading.Event())
     assert (table.offset, table.entries()) == (3, 3 * VECTORS_A_RECORD)
+
+
+def test_brokers_that_do_not_answer_cost_misses_and_no_more(small: Settings, topics: Topics, caplog) -> None:
+    """A partition that cannot be read is waited for as long as look-ups may wait: then they go on without it."""
+    hasty = small.model_copy(update={"restore_wait_s": 0.5})
+    absent = small.partitions
+    table = MemoryTable()
+    assert not refill(table, hasty, topics, absent, metrics=Metrics.create(), stop=threading.Event())
+    assert (
+        f"partition {absent}: table not whole after restore_wait_s = 0.5 s; misses until it is (offsets of"
+        in caplog.text
+    )
+
+
+def test_a_refill_goes_on_when_the_brokers_answer_again(settings: Settings, caplog) -> None:
+    """What it could not read at first it reads as soon as it can."""
+    caplog.set_level("DEBUG", "manyray.refill")
+    topics, table, outcome = Topics.of(settings, version_of(settings)), MemoryTable(), list[bool]()
+
+    def read() -> None:
+        outcome.append(refill(table, settings, topics, 0, metrics=Metrics.create(), stop=threading.Event()))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    wait_until(lambda: "partition 0 is not refilled yet" in caplog.text, "it was not answered")
+    create_topics(settings, topics.version)
+    reading.join(WAIT_S)
+    assert outcome == [True]
 
 
 def test_what_follows_an_end_is_read_too(small: Settings, topics: Topics) -> None:
@@ -236,7 +265,9 @@ def test_an_idle_lane_remembers_the_end(small: Settings, topics: Topics, monkeyp
     """Behind its last record lies a marker, which retention removes with it: no record is missing then."""
     monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
     looks, first_from = list[object](), clients.first_from
-    monkeypatch.setattr("streams.lane.clients.first_from", lambda *asked: looks.append(asked) or first_from(*asked))
+    monkeypatch.setattr(
+        "streams.lane.clients.first_from", lambda *asked, **how: looks.append(asked) or first_from(*asked, **how)
+    )
     metrics = Metrics.create()
     with lane_of(small, topics, metrics) as lane:
         chunks = send_lookups(small, topics, 2)
@@ -249,6 +280,51 @@ def test_an_idle_lane_remembers_the_end(small: Settings, topics: Topics, monkeyp
     remove(small, topics.lookups, 3)
     with lane_of(small, topics, metrics) as lane:
         assert lane.lookups_offset == 3
+
+
+def test_an_idle_lane_stops_where_retention_removed_what_it_never_saw(
+    small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end behind records that are gone is not committed as if there had been none."""
+    monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
+    fatal = list[ManyrayError]()
+    lane = Lane(Shared(small, topics, Metrics.create(), index_cache(), fatal.append), 0)
+    try:
+        lane.prepare()
+        send_lookups(small, topics, 2)
+        remove(small, topics.lookups, 3)
+        lane.start()
+        wait_until(lambda: fatal, "it stops")
+        assert f"{topics.lookups}/0 no longer holds offset 0, the next to be read" in str(fatal[0])
+        assert lane.lookups_offset == 0
+    finally:
+        lane.stop()
+
+
+def test_an_idle_lane_looks_again(small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end moves without a record where a transaction is aborted, and vectors that come do not put it off."""
+    monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
+    monkeypatch.setattr("streams.lane.END_AGAIN_S", 0.05)
+    number = iter(range(1_000_000))
+    with lane_of(small, topics, Metrics.create()) as lane:
+
+        def learn() -> None:
+            put(lane, record_of(topics.version, 0), next(number), is_vectors=True)
+
+        for end in (3, 6):
+            write(small, topics.lookups, [([b"aborted", b"too"], False)])
+            wait_until(lambda end=end: lane.lookups_offset == end, f"it is at {end}", learn)
+
+
+def test_a_lane_that_is_stopped_remembers_the_end(small: Settings, topics: Topics) -> None:
+    """However soon after its last chunk: a stop may outlast what retention keeps."""
+    with lane_of(small, topics, Metrics.create()) as lane:
+        (chunk,) = send_lookups(small, topics, 1)
+        wait_until(put(lane, chunk, 0, is_vectors=False).is_set, "it is done")
+        lane.stop(is_last=True)
+    remove(small, topics.lookups, 2)
+    with lane_of(small, topics, Metrics.create()) as lane:
+        assert lane.lookups_offset == 2
 
 
 def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, topics: Topics, monkeypatch) -> None:

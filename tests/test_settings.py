@@ -273,6 +273,7 @@ def test_properties_reach_librdkafka():
         "bootstrap.servers",
         "metadata.broker.list",
         "group.id",
+        "group.instance.id",
         "transactional.id",
         "enable.idempotence",
         "isolation.level",

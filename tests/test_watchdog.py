@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import Producer
@@ -20,8 +21,10 @@ from streams import clients, clock
 from streams.dedup_app import Lanes
 from streams.endpoint import is_live, serve
 from streams.health import JOINING, Health
+from streams.ingest import LONG_S, Ingest
 from streams.lane import Shared
 from streams.metrics import Metrics
+from streams.packing import Packer
 from streams.ports import choose_ports
 from streams.rocks_table import index_cache
 from streams.settings import Settings
@@ -190,6 +193,17 @@ def test_dedup_whose_partitions_are_taken_joins_again(settings: Settings) -> Non
     assert lanes.waits_for == JOINING
 
 
+def test_ingest_beats_only_while_it_packs_for_long(settings: Settings) -> None:
+    """A batch of texts that take NFC long is progress; posts of one partition are none in another that stands still."""
+    packer, nobody = Packer(bytes, 1, 10, contents=7), cast(Any, None)
+    ingest = Ingest(settings, Topics.of(settings, version_of(settings)), Metrics.create(), nobody, nobody, packer)
+    assert ingest.beat() == 0
+    ingest._packing_s = clock.monotonic_s()
+    assert ingest.beat() == 0
+    ingest._packing_s -= LONG_S
+    assert ingest.beat() == 7
+
+
 HANGS = {
     "ingest": ("streams.ingest.Ingest", "publish", "posts"),  # on the main thread
     "dedup": ("streams.lane.Lane", "_decide", "lookups."),  # on the lane's
@@ -197,19 +211,20 @@ HANGS = {
 }
 
 
-def hanging(settings: Settings, role: str, stall_s: float) -> list[str]:
-    """The command of a role that waits in C for ever at its first work."""
+def hanging(settings: Settings, role: str, stall_s: float, *, at_start: bool = False) -> list[str]:
+    """The command of a role that waits in C for ever at its first work, or encode before that, as it warms up."""
     target, method, _ = HANGS[role]
     module, _, name = target.rpartition(".")
     code = f"""
         import ctypes, sys
         import {module} as module
         import manyray.cli as cli
+        import streams.encode
 
         whole = module.{name}.{method}
 
         def hang(*args):
-            if {role!r} == "encode" and len(args[1].lengths) != 1:  # to warm up, it has more
+            if {role!r} == "encode" and not {at_start} and len(args[1].lengths) != 1:  # to warm up, it has more
                 return whole(*args)
             libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
             while True:  # a mutex that is locked twice waits for ever, and no signal interrupts it
@@ -217,6 +232,7 @@ def hanging(settings: Settings, role: str, stall_s: float) -> list[str]:
 
         module.{name}.{method} = hang
         cli.ROLE_STOP_S = 3.0
+        streams.encode.WARM_UP_TIMEOUT_S = 2.0
         sys.argv[1:1] = [{role!r}]
         cli.main()
     """
@@ -245,6 +261,15 @@ def test_a_role_that_fails_while_it_hangs_ends_all_the_same(settings: Settings) 
             assert process.wait(WAIT_S) == 1
         finally:
             process.kill()
+
+
+def test_an_encoder_that_hangs_as_it_starts_ends_with_one_line(settings: Settings) -> None:
+    """It has joined no group yet, and would be live for ever."""
+    create_topics(settings, version_of(settings))
+    command = hanging(settings, "encode", 600, at_start=True)
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("manyray: it has not computed its first batch in 2 s: ended, to be started again\n")
 
 
 @pytest.mark.parametrize("role", HANGS)
