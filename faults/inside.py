@@ -97,7 +97,7 @@ def find_problems(settings: Settings, topics: Topics, load: Load) -> list[str]:
         missing = {
             fingerprint for fingerprint in computed if partition_of(fingerprint, settings.partitions) == partition
         }
-        if not _is_trimmed(settings, topics.vectors, partition) and missing - known:
+        if not _watermarks(settings, topics.vectors, partition)[0] and missing - known:
             problems.append(f"{len(missing - known)} vectors are not in {topics.vectors}/{partition}")
         problems += _table(settings, topics, partition)
     return problems
@@ -126,9 +126,9 @@ def _records(settings: Settings, topic: str, partition: int) -> Iterator[Message
     raise Fatal(f"{topic}/{partition} gives no record, and no end, for {NEXT_S_MAX:.0f} s")
 
 
-def _is_trimmed(settings: Settings, topic: str, partition: int) -> bool:
+def _watermarks(settings: Settings, topic: str, partition: int) -> tuple[int, int]:
     with closing(clients.reader(settings)) as reader:
-        return clients.watermarks(reader, topic, partition)[0] > 0
+        return clients.watermarks(reader, topic, partition)
 
 
 def _lookups(settings: Settings, topics: Topics, partition: int) -> list[str]:
@@ -147,10 +147,11 @@ def _lookups(settings: Settings, topics: Topics, partition: int) -> list[str]:
     if len(epochs) > len(progress.sources):
         problems.append(f"chunks of {topics.lookups}/{partition} were numbered anew")
     checkpoint = read_progress(settings, topics.checkpoints, partition)
-    if checkpoint != progress:
-        at, end = checkpoint.lookups_offset, progress.lookups_offset
+    at, last = checkpoint.lookups_offset, progress.lookups_offset
+    _, end = _watermarks(settings, topics.lookups, partition)
+    if not last <= at <= end or checkpoint.sources != progress.sources:  # behind the last chunk lies its marker
         problems.append(
-            f"the checkpoint of partition {partition} is at {at}, and its chunks end at {end}, or with other numbers"
+            f"the checkpoint of partition {partition} is at {at}, and its chunks end at {last}, or with other numbers"
         )
     return problems
 

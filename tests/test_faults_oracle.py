@@ -221,6 +221,11 @@ def lag_behind(kept: Kept) -> None:
     kept.checkpoint = Progress(CHUNKS - 1, {SOURCE: kept.chunks[-2]})
 
 
+def run_ahead(kept: Kept) -> None:
+    """The checkpoint is behind the end of what there is."""
+    kept.checkpoint = Progress(CHUNKS + 1, {SOURCE: kept.chunks[-1]})
+
+
 SPOILT: dict[Callable[[Kept], None], set[str]] = {
     leave: set(),
     swap_contents: {"2 embeddings are of another content than their post's"},
@@ -241,6 +246,7 @@ SPOILT: dict[Callable[[Kept], None], set[str]] = {
     lose_a_chunk: {"missing"},
     number_anew: {"were numbered anew"},
     lag_behind: {"the checkpoint of partition 0 is at 2, and its chunks end at 3"},
+    run_ahead: {"the checkpoint of partition 0 is at 4, and its chunks end at 3"},
 }
 
 
