@@ -94,7 +94,6 @@ class Lane:
         self._table: Table | None = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._stats_s = 0.0
-        self._is_at_end = False
         self._look_s = 0.0
         self._is_last = False
         self._thread = threading.Thread(target=self._run, name=f"lane-{partition}", daemon=True)
@@ -181,7 +180,7 @@ class Lane:
                 for written in records:
                     written.done()
                 reach("dedup.acked")
-            if self._is_last and not self._is_at_end:
+            if self._is_last:
                 with suppress(Fatal):  # which the next owner finds too
                     self._commit_end()
         except Retry as error:
@@ -239,7 +238,6 @@ class Lane:
                 self._produce_miss(builder)
         reach("dedup.sent")
         self._commit(progress)
-        self._is_at_end = False
         self._look_s = clock.monotonic_s() + END_AFTER_S
         self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
         self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
@@ -278,7 +276,6 @@ class Lane:
                 self._commit(replace(self.progress, lookups_offset=end))
 
         with_retries(commit, self._stopping, self._recover)
-        self._is_at_end = True
         self._look_s = clock.monotonic_s() + END_AGAIN_S
 
     def _decide(self, chunk: Chunk) -> Actions:

@@ -219,14 +219,17 @@ def test_a_lane_passes_over_nothing_new_below_its_checkpoint(small: Settings, to
 
 
 def send_lookups(settings: Settings, topics: Topics, count: int) -> list[bytes]:
-    """So many chunks into the first partition of `lookups`, in one transaction, whose marker lies behind them."""
+    """So many chunks into the first partition of `lookups`, in one transaction, whose marker lies behind them then."""
     producer = clients.producer(settings, f"test{clock.random_id()}")
     producer.init_transactions(WAIT_S)
     producer.begin_transaction()
     chunks = [lookup(topics, range(number, number + 1), number + 1) for number in range(count)]
     for chunk in chunks:
         producer.produce(topics.lookups, chunk, partition=0)
-    producer.commit_transaction(WAIT_S)
+    with closing(clients.reader(settings)) as reader:
+        _, end = clients.watermarks(reader, topics.lookups, 0)
+        producer.commit_transaction(WAIT_S)
+        wait_until(lambda: clients.watermarks(reader, topics.lookups, 0)[1] > end + count, "the marker is there")
     return chunks
 
 
