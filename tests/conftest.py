@@ -15,7 +15,8 @@ from schemas.errors import Retry
 from streams import clients, clock
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
-from streams.topics import list_partitions
+from streams.topics import Topics, create_topics, list_partitions
+from streams.version import version_of
 from tests.waiting import wait_until
 
 TWEETEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tweeteval"
@@ -60,6 +61,14 @@ def topic(settings: Settings) -> str:
 
         wait_until(is_led, "its partitions have leaders")
     return name
+
+
+@pytest.fixture
+def topics(settings: Settings) -> Topics:
+    """Those of the settings, which exist."""
+    version = version_of(settings)
+    create_topics(settings, version)
+    return Topics.of(settings, version)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -60,6 +61,20 @@ def take(member: Member, count: int) -> list[bytes]:
     return values
 
 
+@pytest.fixture
+def producer(settings: Settings) -> StageProducer:
+    """A transactional one."""
+    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
+    producer.open()
+    return producer
+
+
+def read_on(member: Member, producer: StageProducer) -> None:
+    """A step of who has read all."""
+    assert member.read(1, 0.1) == []
+    member.commit_ends(producer)
+
+
 def commit(member: Member, topic: str, offset: int) -> None:
     """What a transaction would do."""
     member.consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
@@ -111,12 +126,10 @@ def test_who_is_no_member_is_not_ready(settings: Settings, group: str) -> None:
 
 
 def test_the_marker_behind_the_last_record_is_committed_too(
-    settings: Settings, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, topic: str, group: str, producer: StageProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Retention removes it with its record: an offset before it would look as if a record had been removed."""
     monkeypatch.setattr("streams.group.ENDS_EVERY_S", 0.0)
-    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
-    producer.open()
     write(settings, topic, [([b"0", b"1"], True)])
     place = (topic, 0)
     with joined(settings, group, topic) as member:
@@ -127,11 +140,7 @@ def test_the_marker_behind_the_last_record_is_committed_too(
         producer.commit([TopicPartition(*place, 2, metadata="kept")], member.consumer)
         member.processed({place: 2})
 
-        def read_on() -> None:
-            assert member.read(1, 0.1) == []
-            member.commit_ends(producer)
-
-        wait_until(lambda: member.positions[place] == 3, "the end is committed", read_on)
+        wait_until(lambda: member.positions[place] == 3, "the end is committed", partial(read_on, member, producer))
         (committed,) = member.committed([place])
         assert (committed.offset, committed.metadata) == (3, "kept")
         remove(settings, topic, 3)
@@ -185,20 +194,17 @@ def test_an_offset_that_does_not_move_is_committed_again(
 
 
 def test_where_there_never_was_a_record_the_end_is_committed(
-    settings: Settings, topic: str, group: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, topic: str, group: str, producer: StageProducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or records that come and go while nobody reads would be passed over: a new group begins at the oldest."""
     monkeypatch.setattr("streams.group.ENDS_EVERY_S", 0.0)
-    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
-    producer.open()
     place = (topic, 0)
     with joined(settings, group, topic) as member:
-
-        def read_on() -> None:
-            assert member.read(1, 0.1) == []
-            member.commit_ends(producer)
-
-        wait_until(lambda: member.owned and member.committed([place])[0].offset == 0, "the end is committed", read_on)
+        wait_until(
+            lambda: member.owned and member.committed([place])[0].offset == 0,
+            "the end is committed",
+            partial(read_on, member, producer),
+        )
     put(settings, topic, b"0", b"1")
     remove(settings, topic, 1)
     with (
@@ -208,24 +214,21 @@ def test_where_there_never_was_a_record_the_end_is_committed(
         take(member, 1)
 
 
-def test_at_a_stop_the_end_is_committed_at_once(settings: Settings, topic: str, group: str) -> None:
+def test_at_a_stop_the_end_is_committed_at_once(
+    settings: Settings, topic: str, group: str, producer: StageProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However short it was at work: a stop may outlast what retention keeps. What the brokers refuse ends nothing."""
-    producer = StageProducer.create(settings, f"test{clock.random_id()}", Metrics.create(), threading.Event())
-    producer.open()
+    monkeypatch.setattr("streams.group.ENDS_EVERY_S", 3_600.0)
     write(settings, topic, [([b"0"], True)])
     place = (topic, 0)
     with joined(settings, group, topic) as member:
         take(member, 1)
-        member.commit_ends(producer)  # another one is not due for a while
+        member.commit_ends(producer)  # another one is not due for an hour
         producer.begin()
         producer.commit([TopicPartition(*place, 1)], member.consumer)
         member.processed({place: 1})
 
-        def read_on() -> None:
-            assert member.read(1, 0.1) == []
-            member.commit_ends(producer)
-
-        wait_until(lambda: member._ends.get(place) == 2, "the end is read", read_on)
+        wait_until(lambda: member._ends.get(place) == 2, "the end is read", partial(read_on, member, producer))
         assert member.committed([place])[0].offset == 1
         member.commit_last_ends(producer)
         assert member.committed([place])[0].offset == 2

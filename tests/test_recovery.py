@@ -20,21 +20,12 @@ from streams.ingest import Ingest
 from streams.metrics import Metrics
 from streams.packing import Packer
 from streams.settings import Settings
-from streams.topics import Topics, create_topics
+from streams.topics import Topics
 from streams.transactions import TransactionalProducer
-from streams.version import version_of
 from tests.oracle import post, read_embeddings, read_records, send
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
-
-
-@pytest.fixture
-def topics(settings: Settings) -> Topics:
-    """Those of the settings, which exist."""
-    version = version_of(settings)
-    create_topics(settings, version)
-    return Topics.of(settings, version)
 
 
 def steal(settings: Settings, producer: TransactionalProducer) -> None:

@@ -1,23 +1,19 @@
 """Restoring a table on real Kafka: whatever became of it or of `vectors`, the lane serves and nothing is lost."""
 
-import hashlib
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Message, TopicPartition
 
-from schemas.chunk import ChunkBuilder
-from schemas.errors import Fatal, ManyrayError
-from schemas.internal_pb2 import Source, Vectors
-from streams import clients, clock
+from streams import clients
 from streams.dedup_app import Lanes
-from streams.lane import GAP_MIN, Lane, Record, Shared
+from streams.lane import Lane, Shared
 from streams.metrics import Metrics
 from streams.refill import progress, read_batch, refill
 from streams.rocks_table import index_cache
@@ -27,42 +23,19 @@ from streams.table_folder import folder_of, spare_of
 from streams.topics import Topics, create_topics
 from streams.up import Pipeline
 from streams.version import version_of
+from tests.lanes import VECTORS_A_RECORD, lane_of, lookup, put, record_of, vector
 from tests.oracle import await_embeddings, post, read_embeddings, remove, send
 from tests.tables import DAMAGES, key
 from tests.test_pipeline import values
-from tests.test_transport import write
 from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
-
-DIMS = 384
-VECTORS_A_RECORD = 64
-
-
-def vector(number: int) -> bytes:
-    """A vector that is no other's, and does not compress."""
-    return hashlib.shake_128(number.to_bytes(4, "little")).digest(4 * DIMS)
 
 
 @pytest.fixture
 def small(settings: Settings) -> Settings:
     """Settings whose tables are small and whole on disk, so that they are soon in files and read from them."""
     return settings.model_copy(update={"table_disk_mib": 64, "table_ram_mib": 0})
-
-
-@pytest.fixture
-def topics(small: Settings) -> Topics:
-    """Those of the settings, which exist."""
-    version = version_of(small)
-    create_topics(small, version)
-    return Topics.of(small, version)
-
-
-def record_of(version: str, number: int) -> bytes:
-    """The record of `vectors` with that number."""
-    numbers = range(number * VECTORS_A_RECORD, (number + 1) * VECTORS_A_RECORD)
-    fingerprints, vectors = b"".join(map(key, numbers)), b"".join(map(vector, numbers))
-    return Vectors(version=version, dims=DIMS, fingerprints=fingerprints, vectors=vectors).SerializeToString()
 
 
 def publish(settings: Settings, topics: Topics, count: int) -> None:
@@ -167,167 +140,6 @@ def test_progress_is_told_in_words() -> None:
     assert progress(250, 1_000, 50_000, 2.0) == "table refilled to 25%, 50,000 vectors, 25,000 a second, 6 s left"
     assert progress(0, 1_000, 0, 2.0) == "table refilled to 0%, 0 vectors, 0 a second, nothing read yet"
     assert progress(1_100, 1_000, 9, 1.0).startswith("table refilled to 100%")
-
-
-@contextmanager
-def lane_of(settings: Settings, topics: Topics, metrics: Metrics) -> Iterator[Lane]:
-    """The lane of the first partition, working; what is fatal to it fails the test."""
-    fatal: list[ManyrayError] = []
-    lane = Lane(Shared(settings, topics, metrics, index_cache(), fatal.append), 0)
-    try:
-        lane.prepare()
-        lane.start()
-        yield lane
-    finally:
-        lane.stop()
-    assert fatal == []
-
-
-def put(lane: Lane, value: bytes, offset: int, *, is_vectors: bool) -> threading.Event:
-    """Hand a record to a lane; the event is set when it is done."""
-    done = threading.Event()
-    lane.put(Record(value, offset, is_vectors, done.set))
-    return done
-
-
-def lookup(topics: Topics, numbers: range, sequence: int = 1) -> bytes:
-    """A chunk of posts whose contents have those vectors."""
-    builder, source = ChunkBuilder(), ("posts", 0)
-    for number in numbers:
-        builder.add_post(str(number), builder.add_content(key(number), str(number).encode()), source, number, 0)
-    sources = [Source(topic="posts", partition=0, epoch_ms=1, sequence=sequence)]
-    return builder.build(topics.version, sources).SerializeToString()
-
-
-def test_a_lane_passes_over_nothing_new_below_its_checkpoint(small: Settings, topics: Topics) -> None:
-    """What it did comes again and costs nothing; what is new there lies in a topic that was made anew under it."""
-    fatal: list[ManyrayError] = []
-    metrics = Metrics.create()
-    lane = Lane(Shared(small, topics, metrics, index_cache(), fatal.append), 0)
-    try:
-        lane.prepare()
-        lane.start()
-        for offset in (10, 3):
-            done = put(lane, lookup(topics, range(5)), offset, is_vectors=False)
-            wait_until(done.is_set, "it is done")
-        assert (metrics.dedup_posts._value.get(), fatal) == (5, [])
-        put(lane, lookup(topics, range(5), sequence=2), 4, is_vectors=False)
-        wait_until(lambda: fatal, "it stops")
-        assert f"{topics.lookups}/0 offset 4 is new, though the checkpoint is at 11" in str(fatal[0])
-    finally:
-        lane.stop()
-
-
-def send_lookups(settings: Settings, topics: Topics, count: int) -> list[bytes]:
-    """So many chunks into the first partition of `lookups`, in one transaction, whose marker lies behind them then."""
-    producer = clients.producer(settings, f"test{clock.random_id()}")
-    producer.init_transactions(WAIT_S)
-    producer.begin_transaction()
-    chunks = [lookup(topics, range(number, number + 1), number + 1) for number in range(count)]
-    for chunk in chunks:
-        producer.produce(topics.lookups, chunk, partition=0)
-    with closing(clients.reader(settings)) as reader:
-        _, end = clients.watermarks(reader, topics.lookups, 0)
-        producer.commit_transaction(WAIT_S)
-        wait_until(lambda: clients.watermarks(reader, topics.lookups, 0)[1] > end + count, "the marker is there")
-    return chunks
-
-
-def test_a_lane_stops_where_retention_removed_what_nobody_read(small: Settings, topics: Topics) -> None:
-    """Those posts are seen by nobody: that is said and not passed over, unless the user accepts it."""
-    send_lookups(small, topics, 3)
-    remove(small, topics.lookups, 2)
-    with (
-        pytest.raises(Fatal, match=r"lookups\S+/0 no longer holds offset 0, .*set accept_gaps"),
-        lane_of(small, topics, Metrics.create()),
-    ):
-        pass
-    with lane_of(small.model_copy(update={"accept_gaps": True}), topics, Metrics.create()):
-        pass
-
-
-def test_a_lane_stops_where_it_is_overtaken_by_retention(small: Settings, topics: Topics) -> None:
-    """Faust's client goes on at the oldest record without a word; its numbers may be of a line that has no gap."""
-    count, fatal = GAP_MIN + 50, list[ManyrayError]()
-    lane = Lane(Shared(small, topics, Metrics.create(), index_cache(), fatal.append), 0)
-    try:
-        lane.prepare()
-        lane.start()
-        chunks = send_lookups(small, topics, count)
-        put(lane, chunks[0], GAP_MIN - 1, is_vectors=False)  # so far there may be none: transactions may have ended
-        wait_until(lambda: lane.lookups_offset == GAP_MIN, "it is done")
-        remove(small, topics.lookups, count)
-        put(lane, chunks[1], 2 * GAP_MIN, is_vectors=False)
-        wait_until(lambda: fatal, "it stops")
-        assert f"{topics.lookups}/0 no longer holds offset {GAP_MIN}, the next to be read" in str(fatal[0])
-    finally:
-        lane.stop()
-
-
-def test_an_idle_lane_remembers_the_end(small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind its last record lies a marker, which retention removes with it: no record is missing then."""
-    monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
-    looks, first_from = list[object](), clients.first_from
-    monkeypatch.setattr(
-        "streams.lane.clients.first_from", lambda *asked, **how: looks.append(asked) or first_from(*asked, **how)
-    )
-    metrics = Metrics.create()
-    with lane_of(small, topics, metrics) as lane:
-        chunks = send_lookups(small, topics, 2)
-        wait_until(put(lane, chunks[0], 0, is_vectors=False).is_set, "it is done")
-        seen = len(looks)
-        wait_until(lambda: len(looks) > seen + 2, "it has looked, while a record is on its way")
-        assert lane.lookups_offset == 1
-        wait_until(put(lane, chunks[1], 1, is_vectors=False).is_set, "it is done")
-        wait_until(lambda: lane.lookups_offset == 3, "it is at the end")
-    remove(small, topics.lookups, 3)
-    with lane_of(small, topics, metrics) as lane:
-        assert lane.lookups_offset == 3
-
-
-def test_an_idle_lane_stops_where_retention_removed_what_it_never_saw(
-    small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The end behind records that are gone is not committed as if there had been none."""
-    monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
-    fatal = list[ManyrayError]()
-    lane = Lane(Shared(small, topics, Metrics.create(), index_cache(), fatal.append), 0)
-    try:
-        lane.prepare()
-        send_lookups(small, topics, 2)
-        remove(small, topics.lookups, 3)
-        lane.start()
-        wait_until(lambda: fatal, "it stops")
-        assert f"{topics.lookups}/0 no longer holds offset 0, the next to be read" in str(fatal[0])
-        assert lane.lookups_offset == 0
-    finally:
-        lane.stop()
-
-
-def test_an_idle_lane_looks_again(small: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end moves without a record where a transaction is aborted, and vectors that come do not put it off."""
-    monkeypatch.setattr("streams.lane.END_AFTER_S", 0.05)
-    monkeypatch.setattr("streams.lane.END_AGAIN_S", 0.05)
-    number = iter(range(1_000_000))
-    with lane_of(small, topics, Metrics.create()) as lane:
-
-        def learn() -> None:
-            put(lane, record_of(topics.version, 0), next(number), is_vectors=True)
-
-        for end in (3, 6):
-            write(small, topics.lookups, [([b"aborted", b"too"], False)])
-            wait_until(lambda end=end: lane.lookups_offset == end, f"it is at {end}", learn)
-
-
-def test_a_lane_that_is_stopped_remembers_the_end(small: Settings, topics: Topics) -> None:
-    """However soon after its last chunk: a stop may outlast what retention keeps."""
-    with lane_of(small, topics, Metrics.create()) as lane:
-        (chunk,) = send_lookups(small, topics, 1)
-        wait_until(put(lane, chunk, 0, is_vectors=False).is_set, "it is done")
-        lane.stop(is_last=True)
-    remove(small, topics.lookups, 2)
-    with lane_of(small, topics, Metrics.create()) as lane:
-        assert lane.lookups_offset == 2
 
 
 def test_a_lane_refills_a_table_that_is_found_damaged_at_work(small: Settings, topics: Topics, monkeypatch) -> None:

@@ -1,0 +1,61 @@
+"""A lane as tests run it, and what it is given."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.chunk import ChunkBuilder
+from schemas.errors import ManyrayError
+from schemas.internal_pb2 import Source, Vectors
+from streams.lane import Lane, Record, Shared
+from streams.metrics import Metrics
+from streams.rocks_table import index_cache
+from streams.settings import Settings
+from streams.topics import Topics
+from tests.tables import key
+
+DIMS = 384
+VECTORS_A_RECORD = 64
+
+
+def vector(number: int) -> bytes:
+    """A vector that is no other's, and does not compress."""
+    return hashlib.shake_128(number.to_bytes(4, "little")).digest(4 * DIMS)
+
+
+def record_of(version: str, number: int) -> bytes:
+    """The record of `vectors` with that number."""
+    numbers = range(number * VECTORS_A_RECORD, (number + 1) * VECTORS_A_RECORD)
+    fingerprints, vectors = b"".join(map(key, numbers)), b"".join(map(vector, numbers))
+    return Vectors(version=version, dims=DIMS, fingerprints=fingerprints, vectors=vectors).SerializeToString()
+
+
+@contextmanager
+def lane_of(settings: Settings, topics: Topics, metrics: Metrics) -> Iterator[Lane]:
+    """The lane of the first partition, working; what is fatal to it fails the test."""
+    fatal: list[ManyrayError] = []
+    lane = Lane(Shared(settings, topics, metrics, index_cache(), fatal.append), 0)
+    try:
+        lane.prepare()
+        lane.start()
+        yield lane
+    finally:
+        lane.stop()
+    assert fatal == []
+
+
+def put(lane: Lane, value: bytes, offset: int, *, is_vectors: bool) -> threading.Event:
+    """Hand a record to a lane; the event is set when it is done."""
+    done = threading.Event()
+    lane.put(Record(value, offset, is_vectors, done.set))
+    return done
+
+
+def lookup(topics: Topics, numbers: range, sequence: int = 1) -> bytes:
+    """A chunk of posts whose contents have those vectors."""
+    builder, source = ChunkBuilder(), ("posts", 0)
+    for number in numbers:
+        builder.add_post(str(number), builder.add_content(key(number), str(number).encode()), source, number, 0)
+    sources = [Source(topic="posts", partition=0, epoch_ms=1, sequence=sequence)]
+    return builder.build(topics.version, sources).SerializeToString()
