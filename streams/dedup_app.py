@@ -4,9 +4,7 @@ One Faust event is one chunk: Faust carries some 6,000 events a second, whatever
 """
 
 import asyncio
-import contextlib
 import logging
-import resource
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from streams.health import JOINING, Health
 from streams.lag import OpenTransactions
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
+from streams.process import allow_open_files, give_memory_back
 from streams.rocks_table import index_cache
 from streams.role import begin
 from streams.settings import Settings
@@ -325,13 +324,6 @@ def report_lag(app: DedupApp, consumer: CheckpointConsumer, topics: Topics, metr
         app.lanes.open_transactions.note(tp.topic, tp.partition, read=read, stable=stable, end=end)
 
 
-def allow_open_files() -> None:
-    """Raise the limit of open files as far as this user may: a table has up to 512 open, and each partition one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS calls it unlimited, and refuses that
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def run(settings: Settings, stop: threading.Event) -> None:
     """Run one dedup process until `stop` is set.
 
@@ -339,4 +331,5 @@ def run(settings: Settings, stop: threading.Event) -> None:
         Fatal: it cannot start, or cannot go on.
     """
     allow_open_files()
+    give_memory_back()
     asyncio.run(serve(settings, *begin(settings, "dedup", stop)))
