@@ -8,7 +8,7 @@ import logging
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from confluent_kafka import TopicPartition
 from rocksdict import Cache
 
 from schemas.chunk import ChunkBuilder, parse_chunk, rekey
-from schemas.content import fingerprinter, split_fingerprints
+from schemas.content import fingerprinter
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, ManyrayError, Retry
 from schemas.internal_pb2 import Chunk
@@ -26,6 +26,7 @@ from streams.attempts import with_retries
 from streams.checkpoint import KEY, Progress, read_progress
 from streams.dedup import Actions, dedup
 from streams.failpoints import reach
+from streams.hits import embed_hits
 from streams.metrics import Metrics
 from streams.refill import refill, vectors_by_fingerprint
 from streams.rocks_table import RocksTable
@@ -34,7 +35,7 @@ from streams.table import Table
 from streams.table_folder import folder_of, spare_of
 from streams.tiered_table import TieredTable
 from streams.topics import Topics
-from streams.transactions import KeyValue, StageProducer
+from streams.transactions import StageProducer
 
 _log = logging.getLogger("manyray.lane")
 
@@ -386,21 +387,3 @@ class Lane:
         if self._table is not None and now_s >= self._stats_s:
             self._stats_s = now_s + _STATS_EVERY_S
             self.entries, self.table_bytes = self._table.entries(), self._table.size_bytes()
-
-
-def embed_hits(chunk: Chunk, actions: Actions, head: bytes, parts: EmbeddingParts) -> Iterator[KeyValue]:
-    """The output records of a chunk's hits, key and value each."""
-    if not actions.hits:
-        return
-    fingerprints = split_fingerprints(chunk.fingerprints)
-    sources = [head + parts.source(source.topic, source.partition) for source in chunk.sources]
-    contents = [
-        parts.content(fingerprint, vector) if vector is not None else b""
-        for fingerprint, vector in zip(fingerprints, actions.vectors, strict=True)
-    ]
-    # Lists are read faster than Protobuf's repeated fields, and each is read once a post.
-    ids, places, origins = list(chunk.ids), list(chunk.contents), list(chunk.post_sources)
-    offsets, posted_ms, post = list(chunk.offsets), list(chunk.posted_ms), parts.post
-    for index in actions.hits:
-        own = post(ids[index], offsets[index], posted_ms[index])
-        yield ids[index].encode(), b"".join((sources[origins[index]], contents[places[index]], own))

@@ -32,17 +32,19 @@ def record_of(version: str, number: int) -> bytes:
 
 
 @contextmanager
-def lane_of(settings: Settings, topics: Topics, metrics: Metrics) -> Iterator[Lane]:
-    """The lane of the first partition, working; what is fatal to it fails the test."""
-    fatal: list[ManyrayError] = []
-    lane = Lane(Shared(settings, topics, metrics, index_cache(), fatal.append), 0)
+def lane_of(
+    settings: Settings, topics: Topics, metrics: Metrics, fatal: list[ManyrayError] | None = None
+) -> Iterator[Lane]:
+    """The lane of the first partition, working; what is fatal to it is listed, or without a list fails the test."""
+    found: list[ManyrayError] = [] if fatal is None else fatal
+    lane = Lane(Shared(settings, topics, metrics, index_cache(), found.append), 0)
     try:
         lane.prepare()
         lane.start()
         yield lane
     finally:
         lane.stop()
-    assert fatal == []
+    assert found == [] or found is fatal
 
 
 def put(lane: Lane, value: bytes, offset: int, *, is_vectors: bool) -> threading.Event:

@@ -21,12 +21,8 @@ pytestmark = pytest.mark.broker
 
 def test_a_lane_passes_over_nothing_new_below_its_checkpoint(settings: Settings, topics: Topics) -> None:
     """What it did comes again and costs nothing; what is new there lies in a topic that was made anew under it."""
-    fatal: list[ManyrayError] = []
-    metrics = Metrics.create()
-    lane = Lane(Shared(settings, topics, metrics, index_cache(), fatal.append), 0)
-    try:
-        lane.prepare()
-        lane.start()
+    fatal, metrics = list[ManyrayError](), Metrics.create()
+    with lane_of(settings, topics, metrics, fatal) as lane:
         for offset in (10, 3):
             done = put(lane, lookup(topics, range(5)), offset, is_vectors=False)
             wait_until(done.is_set, "it is done")
@@ -34,8 +30,6 @@ def test_a_lane_passes_over_nothing_new_below_its_checkpoint(settings: Settings,
         put(lane, lookup(topics, range(5), sequence=2), 4, is_vectors=False)
         wait_until(lambda: fatal, "it stops")
         assert f"{topics.lookups}/0 offset 4 is new, though the checkpoint is at 11" in str(fatal[0])
-    finally:
-        lane.stop()
 
 
 def send_lookups(settings: Settings, topics: Topics, count: int) -> list[bytes]:
@@ -69,10 +63,7 @@ def test_a_lane_stops_where_retention_removed_what_nobody_read(settings: Setting
 def test_a_lane_stops_where_it_is_overtaken_by_retention(settings: Settings, topics: Topics) -> None:
     """Faust's client goes on at the oldest record without a word; its numbers may be of a line that has no gap."""
     count, fatal = GAP_MIN + 50, list[ManyrayError]()
-    lane = Lane(Shared(settings, topics, Metrics.create(), index_cache(), fatal.append), 0)
-    try:
-        lane.prepare()
-        lane.start()
+    with lane_of(settings, topics, Metrics.create(), fatal) as lane:
         chunks = send_lookups(settings, topics, count)
         put(lane, chunks[0], GAP_MIN - 1, is_vectors=False)  # so far there may be none: transactions may have ended
         wait_until(lambda: lane.lookups_offset == GAP_MIN, "it is done")
@@ -80,8 +71,6 @@ def test_a_lane_stops_where_it_is_overtaken_by_retention(settings: Settings, top
         put(lane, chunks[1], 2 * GAP_MIN, is_vectors=False)
         wait_until(lambda: fatal, "it stops")
         assert f"{topics.lookups}/0 no longer holds offset {GAP_MIN}, the next to be read" in str(fatal[0])
-    finally:
-        lane.stop()
 
 
 def test_an_idle_lane_remembers_the_end(settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
