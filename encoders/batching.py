@@ -8,25 +8,44 @@ import numpy.typing as npt
 Lengths = npt.NDArray[np.int32]
 Batch = npt.NDArray[np.intp]
 
+_SHARE_MIN = 128
+"""Tokens: less is not split among workers, as starting a model's layers then costs more than computing them."""
 
-def plan_batches(lengths: Lengths, batch_tokens: int) -> list[Batch]:
-    """Split the indices of `lengths` into batches of at most `batch_tokens` tokens, padded to their longest.
 
-    Sorted by length, so that little is padded, and longest first: the batch that needs most memory is the
-    first, so a want of it shows at once, and the smaller ones fit into what the first one freed. Equal
-    lengths keep their order. An item longer than `batch_tokens` is a batch of its own. Every index is in
-    exactly one batch.
+def plan_batches(lengths: Lengths, batch_tokens: int, *, padded: bool = False, workers: int = 1) -> list[Batch]:
+    """Split the indices of `lengths` into batches of at most `batch_tokens` tokens.
+
+    Sorted by length and longest first: equal lengths stand together, which is how packed attention computes them; the
+    batch that needs most memory is the first, so a want of it shows at once; and little is `padded` where all of a
+    batch are made as wide as its longest, which then counts. Equal lengths keep their order. An item longer than
+    `batch_tokens` is a batch of its own. Every index is in exactly one batch. Batches are smaller where more of
+    them, of equal size, keep all `workers` busy to the end.
     """
     order = np.argsort(-lengths, kind="stable")
+    costs = np.maximum(1, lengths[order].astype(np.int64))
+    ends = np.cumsum(costs)
+    budget = batch_tokens
+    if len(order) and workers > 1:
+        budget = min(budget, _share(int(ends[-1]), batch_tokens, workers) + int(costs[0]))  # so that none is left over
     batches: list[Batch] = []
     start = 0
     while start < len(order):
-        widest = max(1, int(lengths[order[start]]))
-        batches.append(order[start : start + max(1, batch_tokens // widest)])
+        if padded:
+            count = budget // int(costs[start])
+        else:
+            before = int(ends[start - 1]) if start else 0
+            count = int(np.searchsorted(ends, before + budget, side="right")) - start
+        batches.append(order[start : start + max(1, count)])
         start += len(batches[-1])
     return batches
 
 
 def padded_tokens(lengths: Lengths, batches: Sequence[Batch]) -> int:
-    """Tokens computed, padding included: each batch is as wide as its first item, the longest."""
+    """Tokens computed where batches are padded: each is as wide as its first item, the longest."""
     return sum(int(lengths[batch[0]]) * len(batch) for batch in batches)
+
+
+def _share(tokens: int, batch_tokens: int, workers: int) -> int:
+    """The tokens of a batch that make as many batches as there are workers, or a multiple of that."""
+    rounds = -(-tokens // (batch_tokens * workers))
+    return max(_SHARE_MIN, -(-tokens // (rounds * workers)))

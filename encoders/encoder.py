@@ -34,7 +34,7 @@ class EncodedBatch:
     vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
     included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of computing.
     failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
-    their rows mean nothing. splits: how often texts were split for want of memory.
+    their rows mean nothing. splits: how often a batch was halved for want of memory.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -55,6 +55,8 @@ class Encoder(Protocol):
     dims: int
     batch_tokens: int
     """Tokens of a batch, padding included, that suit the device."""
+    workers: int
+    """Batches that are computed side by side."""
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""

@@ -9,6 +9,7 @@ from time import perf_counter  # noqa: TID251
 from types import TracebackType
 from typing import Self
 
+from encoders.device import BATCH_TOKENS_MIN
 from encoders.encoder import EncodedBatch, Encoder, Tokens
 from encoders.rescue import encode_each
 
@@ -23,6 +24,7 @@ class Engine:
     def __init__(self, encoder: Encoder, batch_tokens: int, clock: Callable[[], float] = perf_counter) -> None:
         self.encoder = encoder
         self.batch_tokens = batch_tokens
+        """Tokens of a batch: half as many after each window of which a batch did not fit the memory."""
         self.batches = 0
         """Batches computed so far: it moves while a long window is under way. Any thread may read it."""
         self._clock = clock
@@ -44,6 +46,8 @@ class Engine:
         tokens = tokenised.result()
         start = self._clock()
         encoded = encode_each(self.encoder, tokens, self.batch_tokens, self._count)
+        if encoded.splits:
+            self.batch_tokens = max(BATCH_TOKENS_MIN, self.batch_tokens // 2)
         return replace(encoded, encode_s=self._clock() - start)
 
     def _count(self) -> None:

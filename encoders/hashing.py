@@ -24,6 +24,7 @@ class HashEncoder:
         self.spec = spec
         self.dims = dims
         self.batch_tokens = BATCH_TOKENS_CPU
+        self.workers = 1
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """UTF-8 bytes; nothing is cut. UnicodeEncodeError: a lone surrogate, which no decoded post holds."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from encoders.device import BATCH_TOKENS_MIN
 from encoders.encoder import Encoder
 from encoders.hashing import HashEncoder
 from encoders.source import FolderSource, HashSource, HubSource, parse_source
@@ -41,16 +42,19 @@ def _folder(source: FolderSource | HubSource) -> Path:
     return download(source.repo, source.revision)
 
 
-def warm_up(encoder: Encoder, batch_tokens: int = 1_024) -> None:
+def warm_up(encoder: Encoder, batch_tokens: int = 1_024) -> int:
     """Encode short and long texts once, to pay for first-use costs before the first post does.
 
-    With the engine's own `batch_tokens`, a device too small for it shows here, as does a broken model: later on either
-    would look like the fault of posts. Fatal: a batch does not fit the memory, or a vector is not finite.
+    Returns the tokens of a batch that fit the device's memory: `batch_tokens`, or a half, a quarter and so on.
+    Fatal: not even `BATCH_TOKENS_MIN` do, or a vector is not finite: later either would look like the fault of posts.
     """
     texts = ["", "a short text", *["word " * 125] * max(1, batch_tokens // 128)]
     try:
         vectors = encoder.encode(encoder.tokenise(texts), batch_tokens).vectors
     except MemoryError as error:
-        raise Fatal(f"batch_tokens={batch_tokens} does not fit the memory, lower it: {error}") from error
+        if batch_tokens <= BATCH_TOKENS_MIN:
+            raise Fatal(f"the device has not the memory for this model: choose another of either ({error})") from error
+        return warm_up(encoder, max(BATCH_TOKENS_MIN, batch_tokens // 2))
     if not np.isfinite(vectors).all():
         raise Fatal("the model gives numbers that are not finite for plain words: check its weights, or set dtype")
+    return batch_tokens

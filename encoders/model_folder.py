@@ -13,7 +13,7 @@ from schemas.errors import Fatal
 
 _Root = TypeVar("_Root", dict[str, Any], list[Any])
 
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "lasttoken")
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 # The older way to name them, in the order in which several are concatenated.
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",

@@ -41,11 +41,11 @@ def _encode_what_fits(
     if count == 1:
         return EncodedBatch(vectors, tokens=0, padded_tokens=0, failed={0: OUT_OF_MEMORY})
     batches = plan_batches(tokens.lengths, batch_tokens)
-    parts = batches if len(batches) > 1 else np.array_split(batches[0], 2)
+    is_split = len(batches) == 1
     failed: dict[int, str] = {}
     computed = padded = 0
-    splits = 1
-    for part in parts:
+    splits = int(is_split)
+    for part in np.array_split(batches[0], 2) if is_split else batches:
         encoded = _encode_what_fits(encoder, tokens.take(part), batch_tokens, on_batch)
         vectors[part] = encoded.vectors
         failed.update({int(part[row]): reason for row, reason in encoded.failed.items()})

@@ -1,16 +1,19 @@
 """The text encoder: tokenizers' Rust tokenizer, a transformers model, batches by tokens, exact pooling."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
-from encoders.batching import Batch, padded_tokens, plan_batches
+from encoders.batching import padded_tokens, plan_batches
 from encoders.device import resolve_device, suited_batch_tokens
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import read_model_folder
+from encoders.packing import Packed, pack
 from encoders.pooling import pool
 from encoders.transformer import load_transformer
 from encoders.version import VersionSpec
@@ -27,7 +30,8 @@ class TextEncoder:
     """A sentence-transformers or transformers folder on one device, with sentence-transformers' own vectors.
 
     Arithmetic is the dtype's own: no TF32, no autocast. `encode` is for one thread at a time; `tokenise` may
-    run beside it.
+    run beside it. On a CPU each core computes a batch of its own: cores that share one wait for each other at every
+    layer. A GPU gets one batch after another, and its host waits only for the last.
     """
 
     def __init__(self, spec: VersionSpec, folder: Path, device: str = "auto") -> None:
@@ -40,6 +44,8 @@ class TextEncoder:
         self._folder = read_model_folder(folder)
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
+        self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="compute")
         self._transformer = load_transformer(self._folder, spec.max_tokens, dtype, self.device)
         self.max_tokens = self._transformer.max_tokens
         self.dims = self._transformer.width * len(self._folder.poolings)
@@ -55,7 +61,6 @@ class TextEncoder:
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
         return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
 
-    @torch.inference_mode()
     def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
         """(n, dims) float32. On a GPU `on_batch` tells of a launch."""
         try:
@@ -68,33 +73,36 @@ class TextEncoder:
         raise MemoryError(f"a batch of batch_tokens={batch_tokens} does not fit the memory of {self.device}")
 
     def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object]) -> EncodedBatch:
-        batches = plan_batches(tokens.lengths, batch_tokens)
-        starts = np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths
-        # Filled on the device and copied once, so that a GPU never waits between two batches.
-        vectors = torch.empty((len(tokens.lengths), self.dims), dtype=torch.float32, device=self.device)
-        for batch in batches:
-            vectors[torch.from_numpy(batch).to(self.device)] = self._encode_batch(tokens, starts, batch)
-            on_batch()
-        return EncodedBatch(
-            vectors.cpu().numpy(),
-            tokens=int(tokens.lengths.sum(dtype=np.int64)),
-            padded_tokens=padded_tokens(tokens.lengths, batches),
-        )
+        is_packed = self._transformer.is_packed
+        batches = plan_batches(tokens.lengths, batch_tokens, padded=not is_packed, workers=self.workers)
+        if not batches:
+            return EncodedBatch(np.empty((0, self.dims), np.float32), tokens=0, padded_tokens=0)
+        order = np.concatenate(batches)
+        window = pack(tokens, order, self._transformer.pad_position, self.device)
+        bounds = list(pairwise(accumulate(map(len, batches), initial=0)))
+        parts = self._side_by_side([window.part(*bound) for bound in bounds], on_batch)
+        vectors = np.empty((len(order), self.dims), np.float32)
+        # One copy, so that a GPU never waits between two batches.
+        vectors[order] = torch.cat(parts).cpu().numpy()
+        real = int(tokens.lengths.sum(dtype=np.int64))
+        computed = real if is_packed else padded_tokens(tokens.lengths, batches)
+        return EncodedBatch(vectors, tokens=real, padded_tokens=computed)
 
-    def _encode_batch(self, tokens: Tokens, starts: np.ndarray, batch: Batch) -> torch.Tensor:
-        """Pad on the right to the batch's first text, the longest; run the model; pool."""
-        lengths = tokens.lengths[batch]
-        columns = np.arange(lengths[0])
-        real = columns < lengths[:, None]
-        positions = np.where(real, starts[batch][:, None] + columns, 0)
-        ids = torch.from_numpy(np.where(real, tokens.ids[positions], self._transformer.pad_id)).to(self.device).long()
-        # No mask where nothing is padded: attention is then free to take its faster way.
-        mask = None if real.all() else torch.from_numpy(real).to(self.device)
-        hidden = self._transformer.run(ids, mask)
-        return pool(
-            hidden,
-            torch.from_numpy(lengths).to(self.device),
-            mask,
-            self._folder.poolings,
-            self._folder.normalise,
-        )
+    def _side_by_side(self, batches: list[Packed], on_batch: Callable[[], object]) -> list[torch.Tensor]:
+        """A batch a core, or several cores a batch where there are more cores than batches."""
+        threads = max(1, self.workers // len(batches))
+        futures = [self._pool.submit(self._compute_with, threads, batch) for batch in batches]
+        for future in as_completed(futures):
+            if future.exception() is None:
+                on_batch()
+        return [future.result() for future in futures]
+
+    def _compute_with(self, threads: int, batch: Packed) -> torch.Tensor:
+        if torch.get_num_threads() != threads:  # of this thread
+            torch.set_num_threads(threads)
+        return self._compute(batch)
+
+    @torch.inference_mode()
+    def _compute(self, batch: Packed) -> torch.Tensor:
+        pooled = pool(self._transformer.run(batch), batch.offsets, self._folder.poolings)
+        return normalize(pooled, dim=-1) if self._folder.normalise else pooled

@@ -13,7 +13,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from encoders.device import BATCH_TOKENS_CPU
+from encoders.forward import run_packed, run_padded, try_packing
+from encoders.linear import lay_out_linears
 from encoders.model_folder import ModelFolder
+from encoders.packing import Packed
 from schemas.errors import Fatal
 
 _NO_LIMIT = 10**9  # more than this is what a tokenizer says that knows no limit
@@ -23,19 +27,23 @@ _NO_LIMIT = 10**9  # more than this is what a tokenizer says that knows no limit
 class Transformer:
     """A model on its device, and its tokenizer, which cuts at `max_tokens` and pads nothing.
 
-    pad_id: what to pad ids with. width: the dims of a token's vector.
+    pad_id: what to pad ids with. pad_position: as in `packing.pack`. width: the dims of a token's vector. is_packed: it
+    computes the tokens there are, and else pads a batch to its longest text.
     """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     pad_id: int
+    pad_position: int | None
     max_tokens: int
     width: int
+    is_packed: bool
 
-    def run(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Map int64 ids (batch, n) to last hidden states (batch, n, width); mask: True at real tokens, or None."""
-        attention = None if mask is None else mask.long()
-        return self.model(input_ids=ids, attention_mask=attention).last_hidden_state
+    def run(self, batch: Packed) -> Tensor:
+        """Last hidden states (T, width) of texts of T tokens in all, one after another."""
+        if self.is_packed:
+            return run_packed(self.model, batch)
+        return run_padded(self.model, batch, self.pad_id)
 
 
 def load_transformer(
@@ -64,8 +72,13 @@ def load_transformer(
     tokenizer.enable_truncation(limit, direction=auto.truncation_side)
     if any(tokenizer.encode("a").type_ids):
         raise Fatal(f"model={folder.weights}: it needs segment ids, which are not given: choose another model")
-    pad_id = next((pad for pad in (auto.pad_token_id, model.config.pad_token_id) if pad is not None), 0)
-    return Transformer(model.to(device), tokenizer, pad_id, limit, model.config.hidden_size)  # pyright: ignore[reportArgumentType]
+    pad_id = next((pad for pad in (auto.pad_token_id, model.config.pad_token_id) if isinstance(pad, int)), 0)
+    model = model.to(device)  # pyright: ignore[reportArgumentType]
+    pad_position = _pad_position(model)
+    is_packed = try_packing(model, pad_id, pad_position, limit)
+    if device.type == "cpu":
+        lay_out_linears(model, BATCH_TOKENS_CPU)
+    return Transformer(model, tokenizer, pad_id, pad_position, limit, model.config.hidden_size, is_packed)
 
 
 def token_limit(chosen: int | None, tokenizer_most: int, positions: int | None) -> int:
@@ -104,9 +117,13 @@ def _positions(model: PreTrainedModel) -> int | None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None or positions < 0:
         return None
-    # RoBERTa's kin count positions from the padding's id on, and never use those before.
-    unused = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    unused = _pad_position(model)
     return positions if unused is None else positions - unused - 1
+
+
+def _pad_position(model: PreTrainedModel) -> int | None:
+    """RoBERTa's kin count positions from behind the padding's id on, and never use those before."""
+    return getattr(getattr(model, "embeddings", None), "padding_idx", None)
 
 
 def _lower_case_first(normalizer: Normalizer | None) -> Normalizer:

@@ -40,8 +40,8 @@ _log = logging.getLogger("manyray.encode")
 
 IN_FLIGHT_MAX = 2
 """Windows submitted and not yet published: one is computed while the one before is published."""
-WINDOW_BATCHES = 6
-"""Batches in a window, unless window_tokens is set: enough posts to sort by length, few enough to come out soon."""
+WINDOW_ROUNDS = 2
+"""Batches of each worker in a window, unless window_tokens is set: enough to share out, few enough to come out soon."""
 UNEMBEDDED_MAX = 8
 """Distinct contents in a row without a vector: so many are not the fault of posts."""
 WARM_UP_TIMEOUT_S = 300.0
@@ -353,8 +353,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
     batch_tokens = settings.batch_tokens or encoder.batch_tokens
     # Here, and not on the engine's thread: see DECISIONS 23 before moving it.
     with ended_after(WARM_UP_TIMEOUT_S, "it has not computed its first batch"):
-        warm_up(encoder, batch_tokens)
-    window_tokens = settings.window_tokens or WINDOW_BATCHES * batch_tokens
+        fitting = warm_up(encoder, batch_tokens)
+    if fitting < batch_tokens:
+        _log.warning("batch_tokens=%d does not fit the memory of the device: %d it is", batch_tokens, fitting)
+        batch_tokens = fitting
+    window_tokens = settings.window_tokens or WINDOW_ROUNDS * encoder.workers * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
         encode = Encode(settings, topics, metrics, engine, window_tokens=window_tokens, stop=stop)
         member = encode.member

@@ -100,7 +100,7 @@ class Metrics:
             encode_rejected=counter(
                 "encode_rejected_total", "posts that cannot be embedded, sent to the rejected topic", "reason"
             ),
-            encode_splits=counter("encode_splits_total", "times that texts were split for want of memory"),
+            encode_splits=counter("encode_splits_total", "times that a batch was halved for want of memory"),
             encode_computed=counter("encode_computed_total", "distinct contents computed"),
             encode_reused=counter("encode_reused_total", "posts served by a vector computed moments before"),
             encode_tokens=counter("encode_tokens_total", "tokens of the contents computed"),

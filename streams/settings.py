@@ -104,7 +104,7 @@ class Settings(BaseModel):
     window_tokens: int | None = Field(
         default=None,
         ge=64,
-        description="tokens gathered, sorted by length and committed together by the encoder; by device if unset",
+        description="tokens gathered, computed and committed together by the encoder; by device if unset",
     )
     encode_wait_ms: int = Field(
         default=20,

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders import load_encoder, warm_up
+from encoders import Engine, load_encoder, warm_up
+from encoders.batching import plan_batches
 from encoders.hashing import HashEncoder
 from encoders.rescue import NOT_FINITE, OUT_OF_MEMORY, encode_each
 from schemas.errors import Fatal
@@ -47,7 +48,10 @@ def test_exactly_the_bad_texts_fail_and_the_others_have_their_vectors(some, room
     assert encoded.failed == expected
     good = [row for row in range(len(some)) if row not in expected]
     assert np.array_equal(encoded.vectors[good], plain.encode(plain.tokenise(some), 1).vectors[good])
-    assert (encoded.splits > 0) == (len(some) > 1 and (len(some) > room or any("!" in text for text in some)))
+    batches = [[some[row] for row in batch] for batch in plan_batches(encoder.tokenise(some).lengths, batch_tokens)]
+    wanting = len(some) > room or any("!" in text for text in some)
+    halved = any(len(batch) > 1 and (len(batch) > room or any("!" in text for text in batch)) for batch in batches)
+    assert (encoded.splits > 0) == (wanting and halved)
 
 
 def test_what_fits_is_computed_once():
@@ -78,10 +82,25 @@ def test_another_error_is_none_of_ours():
         encode_each(Failing(), Failing().tokenise(["a", "b"]), 16)
 
 
+def test_the_budget_that_fits_is_found_before_the_first_post():
+    """Warming up halves it until a batch fits: 4,096 tokens are 34 texts of a warm-up, 1,024 are 10."""
+    assert warm_up(PoorEncoder(), 4096) == 4096
+    assert warm_up(PoorEncoder(room=10), 4096) == 1024
+
+
 def test_a_device_that_is_too_small_is_told_before_the_first_post():
-    """Warming up says which setting is too large, instead of splitting every window ever after."""
-    with pytest.raises(Fatal, match=r"batch_tokens=4096 does not fit the memory, lower it"):
-        warm_up(PoorEncoder(room=10), 4096)
+    """Where not even a few tokens fit, no post is to blame."""
+    with pytest.raises(Fatal, match="has not the memory for this model"):
+        warm_up(PoorEncoder(room=0), 4096)
+
+
+def test_a_budget_that_no_longer_fits_is_halved_for_good():
+    """After a window of which a batch was halved the next have half the tokens a batch; a long text alone is none."""
+    with Engine(PoorEncoder(room=4), 1_000) as engine:
+        assert engine.submit(["x"] * 9).result(20).splits == 2
+        assert engine.batch_tokens == 500
+        assert engine.submit(["x" * 600, "!" * 600]).result(20).failed == {1: OUT_OF_MEMORY}
+        assert engine.batch_tokens == 500
 
 
 def test_a_broken_model_is_told_before_the_first_post():

@@ -5,98 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    RobertaConfig,
-    RobertaModel,
-)
+from tiny_models import SHAPE, TEXTS, ours, save_bert, save_sentence_bert, save_tokenizer, theirs, write
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, RobertaConfig, RobertaModel
 
 from encoders import Engine, load_encoder, warm_up
-from encoders.batching import plan_batches
 from encoders.transformer import Transformer
 from schemas.errors import Fatal
-
-TEXTS = [
-    "",
-    "a",
-    "The quick brown fox",
-    "jumps over the lazy dog " * 3,
-    "ÉTÉ 😀 naïve",
-    "[PAD] <pad> [MASK]",
-    "word " * 200,
-]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-def save_tokenizer(folder, *, marks=True, most=40, **settings):
-    """Write a WordPiece tokenizer of one token a character, with [CLS] and [SEP] if `marks`."""
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.NFC()
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = [
-        "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ é É ï",
-        "the quick brown fox jumps over the lazy dog",
-    ]
-    trained.train_from_iterator(letters, trainers.WordPieceTrainer(vocab_size=150, special_tokens=SPECIAL))
-    if marks:
-        trained.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=most, **names, **settings)
-    tokenizer.save_pretrained(folder)
-
-
-def save_bert(folder, *, seed=0, **settings):
-    """Write a plain transformers folder: BERT of 2 layers of 32, 40 positions."""
-    torch.manual_seed(seed)
-    BertModel(BertConfig(vocab_size=150, max_position_embeddings=40, **SHAPE)).save_pretrained(folder)
-    save_tokenizer(folder, **settings)
-    return folder
-
-
-def save_sentence_bert(folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=None, options=None):
-    """Write a sentence-transformers folder around the tiny BERT, in the files of its first versions."""
-    save_bert(folder)
-    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "3_Dense"}
-    listed = [
-        {"idx": index, "name": str(index), "path": paths[kind], "type": f"sentence_transformers.models.{kind}"}
-        for index, kind in enumerate(modules)
-    ]
-    write(folder / "modules.json", listed)
-    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **(pooling or {})})
-    write(folder / "sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False, **(options or {})})
-    return folder
-
-
-def write(path, value):
-    """Write JSON."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def ours(folder, texts=TEXTS, **settings):
-    """Encode with this project, in batches of several sizes."""
-    encoder = load_encoder(str(folder), device="cpu", **settings)
-    encoded = encoder.encode(encoder.tokenise(texts), 64)
-    assert encoded.vectors.shape == (len(texts), encoder.dims)
-    assert encoded.vectors.dtype == np.float32
-    assert encoded.vectors.flags.c_contiguous
-    return encoded.vectors
-
-
-def theirs(folder, texts=TEXTS):
-    """Encode with sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(texts, show_progress_bar=False)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +21,10 @@ def theirs(folder, texts=TEXTS):
         {"pooling_mode_max_tokens": True},
         {"pooling_mode_lasttoken": True},
         {"pooling_mode_mean_sqrt_len_tokens": True},
+        {"pooling_mode_weightedmean_tokens": True},
         {"pooling_mode": "cls"},
         {"pooling_mode": ["max", "cls"]},
+        {"pooling_mode": ["weightedmean", "mean", "lasttoken"]},
         {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
     ],
     ids=str,
@@ -215,13 +131,11 @@ def test_bfloat16_is_close_and_is_another_version(tmp_path):
 
 
 def test_tokens_are_counted_as_planned(tmp_path):
-    """Tokens are the real ones; padded tokens are each batch's width times its count."""
+    """Tokens are the real ones, and a packed model computes no others."""
     encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
     tokens = encoder.tokenise(TEXTS)
     encoded = encoder.encode(tokens, 64)
-    plan = plan_batches(tokens.lengths, 64)
-    assert encoded.tokens == tokens.lengths.sum() == len(tokens.ids)
-    assert encoded.padded_tokens == sum(tokens.lengths[batch].max() * len(batch) for batch in plan)
+    assert encoded.tokens == encoded.padded_tokens == tokens.lengths.sum() == len(tokens.ids)
 
 
 def test_no_texts_are_no_vectors(tmp_path):
@@ -235,10 +149,10 @@ def cramped(monkeypatch, most, error):
     """From now on the model raises `error` for a batch of more than `most` tokens, as a device short of memory does."""
     run = Transformer.run
 
-    def cramped_run(self, ids, mask):
-        if ids.numel() > most:
+    def cramped_run(self, batch):
+        if batch.ids.numel() > most:
             raise error
-        return run(self, ids, mask)
+        return run(self, batch)
 
     monkeypatch.setattr(Transformer, "run", cramped_run)
 

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from test_encoders_tiny import ours, save_bert, save_sentence_bert, write
+from tiny_models import ours, save_bert, save_sentence_bert, write
 
 from encoders import VersionSpec, load_encoder, resolve_spec
 from schemas.errors import Fatal
@@ -167,8 +167,7 @@ POOLING = ("sentence_transformers.models.Pooling", "1_Pooling")
         (edit("sentence_bert_config.json", query_length=8), "query_length"),
         (edit("sentence_bert_config.json", transformer_task="text-generation"), "transformer_task"),
         (edit("sentence_bert_config.json", modality_config={"text": {"method_output_name": "p"}}), "come from p"),
-        (edit("1_Pooling/config.json", pooling_mode="weightedmean"), "weightedmean"),
-        (edit("1_Pooling/config.json", pooling_mode_weightedmean_tokens=True), "weightedmean"),
+        (edit("1_Pooling/config.json", pooling_mode="median"), "median"),
         (modules(TRANSFORMER, POOLING, ("sentence_transformers.models.Dense", "3_Dense")), "models.Dense"),
         (modules(TRANSFORMER, ("mine.Pooling", "1_Pooling")), "mine.Pooling"),
         (modules(TRANSFORMER), "names Transformer:"),
