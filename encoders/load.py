@@ -1,37 +1,38 @@
 """From settings to an encoder that is ready: the one step that may use the network, and for a hub id only."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from encoders.device import BATCH_TOKENS_MIN
 from encoders.encoder import Encoder
+from encoders.golden import check_golden, golden_of
 from encoders.hashing import HashEncoder
+from encoders.model_spec import ModelSpec, model_spec
 from encoders.source import FolderSource, HashSource, HubSource, parse_source
 from encoders.version import resolve_spec
 from schemas.errors import Fatal
 
 
-def load_encoder(
-    model: str = "minilm",
-    *,
-    revision: str = "",
-    dtype: str = "auto",
-    max_tokens: int | None = None,
-    device: str = "auto",
-) -> Encoder:
-    """Load the encoder that the settings name; its `spec` is what `resolve_spec` says for the same settings.
+def load_encoder(model: str | ModelSpec = "minilm", *, device: str = "auto", **choices: Any) -> Encoder:
+    """Load the encoder that a spec names; its `spec` is what `resolve_spec` says for the same one.
 
-    Fatal: as `resolve_spec` and `TextEncoder`, or a hub model or revision that is not there.
-    Retry: the hub cannot be reached.
+    `choices` are those of `ModelSpec`, for a model's name.
+    Fatal: as `resolve_spec` and `TextEncoder`, a hub model or revision that is not there, or vectors that are not
+    those of the spec's `golden`. Retry: the hub cannot be reached.
     """
-    spec = resolve_spec(model, revision=revision, dtype=dtype, max_tokens=max_tokens)
-    source = parse_source(model, revision)
+    wanted = model if isinstance(model, ModelSpec) else model_spec(model, **choices)
+    spec = resolve_spec(wanted)
+    source = parse_source(wanted.model, wanted.revision)
     if isinstance(source, HashSource):
-        return HashEncoder(spec, source.dims)
-    from encoders.text import TextEncoder  # noqa: PLC0415 - imports torch, which other roles do without
+        encoder: Encoder = HashEncoder(spec, source.dims)
+    else:
+        from encoders.text import TextEncoder  # noqa: PLC0415 - imports torch, which other roles do without
 
-    return TextEncoder(spec, _folder(source), device)
+        encoder = TextEncoder(spec, _folder(source), device, wanted.matryoshka_dims)
+    check_golden(encoder, golden_of(wanted))
+    return encoder
 
 
 def _folder(source: FolderSource | HubSource) -> Path:

@@ -10,13 +10,15 @@ import torch
 from torch.nn.functional import normalize
 
 from encoders.batching import padded_tokens, plan_batches
+from encoders.dense import DenseLayer, load_dense
 from encoders.device import resolve_device, suited_batch_tokens
 from encoders.encoder import EncodedBatch, Tokens
-from encoders.model_folder import read_model_folder
+from encoders.model_folder import check_dims, read_model_folder
 from encoders.packing import Packed, pack
 from encoders.pooling import pool
 from encoders.transformer import load_transformer
 from encoders.version import VersionSpec
+from schemas.errors import Fatal
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -34,29 +36,52 @@ class TextEncoder:
     layer. A GPU gets one batch after another, and its host waits only for the last.
     """
 
-    def __init__(self, spec: VersionSpec, folder: Path, device: str = "auto") -> None:
-        """Load the weights: 0.5 s for 90 MB. Fatal: as `read_model_folder`, `resolve_device`,
-        `load_transformer`.
+    def __init__(
+        self, spec: VersionSpec, folder: Path, device: str = "auto", matryoshka_dims: tuple[int, ...] = ()
+    ) -> None:
+        """Load the weights: 0.5 s for 90 MB.
+
+        Fatal: as `read_model_folder`, `check_dims`, `resolve_device`, `load_transformer` and `load_dense`; or the
+        vectors are not as long as `dims`, or not of whole bytes in binary.
         """
         self.spec = spec
         self.device = resolve_device(device)
         self.batch_tokens = suited_batch_tokens(self.device)
-        self._folder = read_model_folder(folder)
+        self._folder = found = read_model_folder(folder)
+        check_dims(found, spec.dims, matryoshka_dims)
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="compute")
-        self._transformer = load_transformer(self._folder, spec.max_tokens, dtype, self.device)
+        self._transformer = load_transformer(found, spec.max_tokens, dtype, self.device, spec.truncation_side)
         self.max_tokens = self._transformer.max_tokens
-        self.dims = self._transformer.width * len(self._folder.poolings)
+        self._poolings = found.poolings if spec.pooling is None else (spec.pooling,)
+        self._normalises = found.normalise if spec.normalise is None else spec.normalise
+        self._prompt = found.prompt if spec.prompt is None else spec.prompt
+        self._skipped = 0 if found.pools_prompt else self._prompt_tokens()
+        self._denses: list[DenseLayer] = []
+        width = self._transformer.width * len(self._poolings)
+        for dense in found.denses:
+            self._denses.append(load_dense(dense, width, self.device))
+            width = dense.dims
+        self.dims = spec.dims or found.dims or width
+        if self.dims > width:
+            raise Fatal(f"dims={self.dims} is more than the {width} numbers of the model's vectors: lower it")
+        if self.dims * spec.form.bits % 8:
+            raise Fatal(
+                f"output={spec.output} stores eight numbers a byte, and dims={self.dims}: choose another output"
+            )
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
-        """Cut each text to `max_tokens` tokens, the special ones among them. Uses all cores, without the GIL.
+        """Put the prompt before each text, and cut both to `max_tokens` tokens, the special ones among them.
 
+        Uses all cores, without the GIL.
         A text of no tokens at all (some models add none to an empty text) becomes one padding token, which is
         read.
         """
         nothing = [self._transformer.pad_id]
+        if self._prompt:
+            texts = [self._prompt + text for text in texts]
         ids = [encoding.ids or nothing for encoding in self._transformer.tokenizer.encode_batch_fast(texts)]
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
         return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
@@ -104,5 +129,13 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _compute(self, batch: Packed) -> torch.Tensor:
-        pooled = pool(self._transformer.run(batch), batch.offsets, self._folder.poolings)
-        return normalize(pooled, dim=-1) if self._folder.normalise else pooled
+        vectors = pool(self._transformer.run(batch), batch.offsets, self._poolings, self._skipped)
+        for dense in self._denses:
+            vectors = dense(vectors)
+        vectors = vectors[:, : self.dims]
+        return normalize(vectors, dim=-1) if self._normalises else vectors
+
+    def _prompt_tokens(self) -> int:
+        """How many tokens of each text are the prompt's: all but a special one that ends a text."""
+        encoding = self._transformer.tokenizer.encode(self._prompt)
+        return len(encoding.ids) - int(any(encoding.special_tokens_mask[-1:])) if self._prompt else 0

@@ -47,9 +47,9 @@ class Transformer:
 
 
 def load_transformer(
-    folder: ModelFolder, max_tokens: int | None, dtype: torch.dtype, device: torch.device
+    folder: ModelFolder, max_tokens: int | None, dtype: torch.dtype, device: torch.device, side: str | None = None
 ) -> Transformer:
-    """Load the folder's transformer, to compute in `dtype` on `device`.
+    """Load the folder's transformer, to compute in `dtype` on `device`; longer texts are cut on the `side` given.
 
     Fatal: transformers cannot load it, weights are missing, it is an encoder-decoder, its tokenizer is not a fast
     one or marks segments, or `max_tokens` is more than it has positions for or less than its special tokens.
@@ -69,7 +69,7 @@ def load_transformer(
     if limit <= special:
         raise Fatal(f"max_tokens={limit} leaves no room beside {special} special tokens: raise it")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(limit, direction=auto.truncation_side)
+    tokenizer.enable_truncation(limit, direction=side or auto.truncation_side)
     if any(tokenizer.encode("a").type_ids):
         raise Fatal(f"model={folder.weights}: it needs segment ids, which are not given: choose another model")
     pad_id = next((pad for pad in (auto.pad_token_id, model.config.pad_token_id) if isinstance(pad, int)), 0)

@@ -2,15 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from encoders.folder_digest import folder_digest
+from encoders.model_folder import check_dims, read_model_folder
+from encoders.model_spec import ModelSpec, model_spec
 from encoders.source import FolderSource, HashSource, parse_source
 from schemas.errors import Fatal
+from schemas.vectors import VectorForm
 
-DTYPES = ("auto", "float32", "bfloat16")
 # Raise it when the code changes what a given spec computes: every cached vector is then computed anew.
 FORMAT = 1
+_ALWAYS = ("kind", "source", "dtype", "max_tokens")
+"""In every digest; what was added later is where it is not its default, so that older versions keep their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,44 +23,72 @@ class VersionSpec:
     """Everything that decides a vector, besides the text.
 
     kind: "text", or "hash" (no model, for load tests). source: `sha256:<hex>` over a folder's files, wherever
-    it lies; `hub:<id>@<commit>`; or `shake_128:<dims>`. dtype: the type the model computes in; what it emits
-    is float32 always. "auto" is float32 on a CPU and bfloat16 on
-        a GPU, and the word itself is in the digest: the vectors of a fleet of both share one version and
-        agree to a cosine of about 0.999 only. Choose float32 or bfloat16 where one exact type is wanted.
-    max_tokens: longer texts are cut; None is the model's own limit.
+    it lies; `hub:<id>@<commit>`; or `shake_128:<dims>`. dtype: the type the model computes in. "auto" is float32 on a
+    CPU and bfloat16 on a GPU, and the word itself is in the digest: the vectors of a fleet of both share one
+    version and agree to a cosine of about 0.999 only. Choose float32 or bfloat16 where one exact type is wanted.
+    max_tokens: longer texts are cut; None is the model's own limit. The rest is as in `ModelSpec`; None is the
+    folder's own way.
     """
 
     kind: str
     source: str
     dtype: str = "auto"
     max_tokens: int | None = None
+    prompt: str | None = None
+    pooling: str | None = None
+    truncation_side: str | None = None
+    normalise: bool | None = None
+    dims: int | None = None
+    output: str = "float32"
+    scale: float | None = None
 
     @property
     def version(self) -> str:
         """12 hexadecimal characters: BLAKE2b of the spec as canonical JSON. The same in every process and
         place.
         """
-        canonical = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        for field in fields(self):
+            if field.name not in _ALWAYS and values[field.name] == field.default:
+                del values[field.name]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
 
+    @property
+    def form(self) -> VectorForm:
+        """How the numbers of a vector are stored."""
+        return VectorForm(self.output, self.scale or 0.0)
 
-def resolve_spec(model: str, *, revision: str = "", dtype: str = "auto", max_tokens: int | None = None) -> VersionSpec:
-    """Say what encoder the settings name, reading a folder's files (0.1-0.3 s for 90 MB) and no network.
 
-    Fatal: as `parse_source` and, for a folder, `read_model_folder`; or a dtype or max_tokens that cannot be.
+def resolve_spec(model: str | ModelSpec, **choices: Any) -> VersionSpec:
+    """Say what encoder a spec names, reading a folder's files (0.1-0.3 s for 90 MB) and no network.
+
+    `choices` are those of `ModelSpec`, for a model's name.
+    Fatal: as `model_spec`, `parse_source` and, for a folder, `read_model_folder` and `check_dims`.
     """
-    if dtype not in DTYPES:
-        raise Fatal(f"dtype={dtype} is unknown: set it to {', '.join(DTYPES)}")
-    if max_tokens is not None and max_tokens < 1:
-        raise Fatal(f"max_tokens={max_tokens}: set it to 1 or more, or leave it out for the model's own limit")
-    source = parse_source(model, revision)
+    spec = model if isinstance(model, ModelSpec) else model_spec(model, **choices)
+    source = parse_source(spec.model, spec.revision)
     if isinstance(source, HashSource):
-        if dtype == "bfloat16" or max_tokens is not None:
-            raise Fatal(f"model={model} computes float32 from whole texts: leave dtype and max_tokens out")
-        return VersionSpec("hash", f"shake_128:{source.dims}", dtype)
-    identity = (
-        f"sha256:{folder_digest(source.folder)}"
-        if isinstance(source, FolderSource)
-        else f"hub:{source.repo}@{source.revision}"
+        if spec != ModelSpec(spec.model, dtype=spec.dtype, output=spec.output, scale=spec.scale, golden=spec.golden):
+            raise Fatal(f"model={spec.model} computes unit vectors from whole texts: leave every other choice out")
+        if spec.dtype == "bfloat16":
+            raise Fatal(f"model={spec.model} computes float32: leave dtype out")
+        return VersionSpec("hash", f"shake_128:{source.dims}", spec.dtype, output=spec.output, scale=spec.scale)
+    if isinstance(source, FolderSource):
+        check_dims(read_model_folder(source.folder), spec.dims, spec.matryoshka_dims)
+        identity = f"sha256:{folder_digest(source.folder)}"
+    else:
+        identity = f"hub:{source.repo}@{source.revision}"
+    return VersionSpec(
+        "text",
+        identity,
+        spec.dtype,
+        spec.max_tokens,
+        spec.prompt,
+        spec.pooling,
+        spec.truncation_side,
+        spec.normalise,
+        spec.dims,
+        spec.output,
+        spec.scale,
     )
-    return VersionSpec("text", identity, dtype, max_tokens)

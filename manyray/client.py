@@ -12,9 +12,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from manyray.embedding_call import collect
 from manyray.rays import find_embeddings_topic
 from manyray.subscription import Subscription
-from schemas.embedding import Matrix
 from schemas.errors import Fatal, Reject, Retry
 from schemas.post import Post, encode_post
+from schemas.vectors import Matrix
 from streams import clients, clock
 from streams.settings import Settings, load_settings
 from streams.topics import list_partitions

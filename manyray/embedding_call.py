@@ -7,8 +7,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 from manyray.rays import find_embeddings_topic
 from manyray.subscription import read_batch
-from schemas.embedding import Matrix
 from schemas.errors import Fatal, Reject, Retry
+from schemas.vectors import Matrix
 from streams import clients, clock
 from streams.rejected import headers_of
 from streams.settings import Settings

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from manyray.subscription import Batch
-from schemas.embedding import Matrix
 from schemas.post import Post
+from schemas.vectors import Matrix
 
 LATENCY_MS_MAX = 600_000
 TEXTS_MAX = 20_000

@@ -9,9 +9,10 @@ from typing import Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
-from schemas.embedding import Matrix, vectors_of
+from schemas.embedding import form_of, vectors_of
 from schemas.errors import Fatal, ManyrayError, Retry
-from schemas.public_pb2 import FLOAT32, Embedding
+from schemas.public_pb2 import Embedding
+from schemas.vectors import Matrix
 from streams import clients, clock
 
 _log = logging.getLogger("manyray.subscription")
@@ -30,8 +31,9 @@ _MOVED = {
 class Batch:
     """Some embeddings of one version, in the order in which they were read.
 
-    ids: the posts' ids, n of them. vectors: float32, shape (n, dims), row i belongs to ids[i]. embeddings: the whole
-    records, for the rest (origin, source, times). deleted_ids: posts whose deletion was read (tombstones).
+    ids: the posts' ids, n of them. vectors: float32 however they are stored, shape (n, dims), row i belongs to ids[i];
+    binary ones are -1 and 1. embeddings: the whole records, for the rest (the bytes stored, origin, source, times).
+    deleted_ids: posts whose deletion was read (tombstones).
     """
 
     ids: list[str]
@@ -167,8 +169,8 @@ def read_batch(messages: Iterable[Message], next_offsets: dict[int, int] | None 
             embeddings.append(decode_embedding(message, value))
     if not embeddings and not deleted:
         return None
-    if len({embedding.dims for embedding in embeddings}) > 1:
-        raise Fatal("vectors of several sizes in one topic: something other than Manyray writes to it")
+    if len({(embedding.dims, embedding.dtype, embedding.scale) for embedding in embeddings}) > 1:
+        raise Fatal("vectors of several kinds in one topic: something other than Manyray writes to it")
     # A copy: what `vectors_of` gives can only be read, which PyTorch warns of.
     return Batch([one.post_id for one in embeddings], vectors_of(embeddings).copy(), embeddings, deleted)
 
@@ -177,16 +179,16 @@ def decode_embedding(message: Message, value: bytes) -> Embedding:
     """Decode one record of an embeddings topic.
 
     Raises:
-        Fatal: it is no `Embedding` of float32 numbers.
+        Fatal: it is no `Embedding`, or its vector is not as its dtype and dims say.
     """
     try:
         embedding = Embedding.FromString(value)
     except DecodeError:
         embedding = Embedding()
-    if embedding.dtype != FLOAT32 or len(embedding.vector) != 4 * embedding.dims or not embedding.dims:
+    if form_of(embedding) is None:
         where = f"{message.topic()}/{message.partition()} offset {message.offset()}"
         raise Fatal(
-            f"record {where} is not an Embedding of float32 numbers: something else wrote it, or this client is "
+            f"record {where} is not an Embedding that can be read: something else wrote it, or this client is "
             "older than what did; to go on, move the group's offset past it"
         )
     return embedding

@@ -7,12 +7,12 @@ from contextlib import closing
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from manyray.client import Client
 from manyray.rays import find_embeddings_topic
 from manyray.subscription import Batch, Subscription, read_batch
+from schemas.embedding import vectors_of
 from schemas.public_pb2 import CACHED, COMPUTED, Embedding
 from streams import clients
 from streams.settings import Settings
@@ -80,7 +80,7 @@ def _place(consumer: Consumer, topic: str, partition: int, start: Start) -> Topi
 
 
 def _line(embedding: Embedding) -> str:
-    vector = np.frombuffer(embedding.vector, "<f4")
+    vector = vectors_of([embedding])[0]
     numbers = " ".join(f"{number:+.4f}" for number in vector[:_NUMBERS])
     more = f" ... {embedding.dims} numbers" if embedding.dims > _NUMBERS else ""
     return f"{embedding.post_id}\t[{numbers}{more}]\t{_origin(embedding)}\t{_latency_ms(embedding)} ms"
@@ -96,7 +96,7 @@ def _json(embedding: Embedding) -> str:
         "posted_ms": embedding.posted_ms,
         "fingerprint": embedding.fingerprint.hex(),
         "source": [embedding.source_topic, embedding.source_partition, embedding.source_offset],
-        "vector": np.frombuffer(embedding.vector, "<f4").tolist(),
+        "vector": vectors_of([embedding])[0].tolist(),
     }
     return msgspec.json.encode(row).decode()
 

@@ -4,14 +4,15 @@ Protobuf merges concatenated messages (https://protobuf.dev/programming-guides/e
 fields that many records share (ray, version, vector) are serialised once and joined with each post's own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from schemas.public_pb2 import FLOAT32, Embedding, Origin
+from schemas.public_pb2 import BINARY, FLOAT16, FLOAT32, INT8, DType, Embedding, Origin
+from schemas.vectors import Matrix, VectorForm
 
-Matrix = npt.NDArray[np.float32]
+_DTYPES: dict[str, DType] = {"float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "binary": BINARY}
+_OUTPUTS = {dtype: output for output, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,17 @@ class EmbeddingParts:
 
     ray: str
     version: str
+    form: VectorForm = field(default_factory=VectorForm)
 
     def head(self, origin: Origin, embedded_ms: int) -> bytes:
         """What all records of a batch share."""
         return Embedding(
-            ray=self.ray, version=self.version, dtype=FLOAT32, origin=origin, embedded_ms=embedded_ms
+            ray=self.ray,
+            version=self.version,
+            dtype=_DTYPES[self.form.output],
+            scale=self.form.scale,
+            origin=origin,
+            embedded_ms=embedded_ms,
         ).SerializeToString()
 
     def source(self, topic: str, partition: int) -> bytes:
@@ -32,17 +39,27 @@ class EmbeddingParts:
         return Embedding(source_topic=topic, source_partition=partition).SerializeToString()
 
     def content(self, fingerprint: bytes, vector: bytes) -> bytes:
-        """What all posts with one content share; `vector` is little-endian float32."""
-        return Embedding(dims=len(vector) // 4, vector=vector, fingerprint=fingerprint).SerializeToString()
+        """What all posts with one content share; `vector` is as the form stores it."""
+        dims = self.form.dims_of(len(vector))
+        return Embedding(dims=dims, vector=vector, fingerprint=fingerprint).SerializeToString()
 
     def post(self, post_id: str, offset: int, posted_ms: int) -> bytes:
         """What is the post's own."""
         return Embedding(post_id=post_id, source_offset=offset, posted_ms=posted_ms).SerializeToString()
 
 
+def form_of(embedding: Embedding) -> VectorForm | None:
+    """How the vector of a record is stored; None if it says none that is known, or the vector is not of that size."""
+    output = _OUTPUTS.get(embedding.dtype)
+    if output is None or not embedding.dims or (output == "int8" and not embedding.scale > 0):
+        return None
+    form = VectorForm(output, embedding.scale)
+    return form if len(embedding.vector) * 8 == embedding.dims * form.bits else None
+
+
 def vectors_of(embeddings: list[Embedding]) -> Matrix:
-    """The vectors of embeddings of one version as a matrix, a row each: shape (len(embeddings), dims)."""
-    if not embeddings:
+    """The vectors of embeddings of one version as a matrix of float32, a row each: shape (len(embeddings), dims)."""
+    form = form_of(embeddings[0]) if embeddings else None
+    if form is None:
         return np.empty((0, 0), dtype=np.float32)
-    joined = b"".join([embedding.vector for embedding in embeddings])
-    return np.frombuffer(joined, dtype="<f4").reshape(len(embeddings), -1)
+    return form.unpack(b"".join([embedding.vector for embedding in embeddings]), len(embeddings))

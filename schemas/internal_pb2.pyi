@@ -41,16 +41,18 @@ class Chunk(_message.Message):
     def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Vectors(_message.Message):
-    __slots__ = ("version", "dims", "fingerprints", "vectors")
+    __slots__ = ("version", "dims", "fingerprints", "vectors", "bits")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
     version: str
     dims: int
     fingerprints: bytes
     vectors: bytes
-    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ...) -> None: ...
+    bits: int
+    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("lookups_offset", "sources")

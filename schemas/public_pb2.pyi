@@ -9,6 +9,9 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DTYPE_UNSPECIFIED: _ClassVar[DType]
     FLOAT32: _ClassVar[DType]
+    FLOAT16: _ClassVar[DType]
+    INT8: _ClassVar[DType]
+    BINARY: _ClassVar[DType]
 
 class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -17,6 +20,9 @@ class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHED: _ClassVar[Origin]
 DTYPE_UNSPECIFIED: DType
 FLOAT32: DType
+FLOAT16: DType
+INT8: DType
+BINARY: DType
 ORIGIN_UNSPECIFIED: Origin
 COMPUTED: Origin
 CACHED: Origin
@@ -30,7 +36,7 @@ class Post(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
-    __slots__ = ("post_id", "ray", "version", "dtype", "dims", "vector", "fingerprint", "source_topic", "source_partition", "source_offset", "origin", "posted_ms", "embedded_ms")
+    __slots__ = ("post_id", "ray", "version", "dtype", "dims", "vector", "fingerprint", "source_topic", "source_partition", "source_offset", "origin", "posted_ms", "embedded_ms", "scale")
     POST_ID_FIELD_NUMBER: _ClassVar[int]
     RAY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +50,7 @@ class Embedding(_message.Message):
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     POSTED_MS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDED_MS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     post_id: str
     ray: str
     version: str
@@ -57,4 +64,5 @@ class Embedding(_message.Message):
     origin: Origin
     posted_ms: int
     embedded_ms: int
-    def __init__(self, post_id: _Optional[str] = ..., ray: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., dims: _Optional[int] = ..., vector: _Optional[bytes] = ..., fingerprint: _Optional[bytes] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ..., posted_ms: _Optional[int] = ..., embedded_ms: _Optional[int] = ...) -> None: ...
+    scale: float
+    def __init__(self, post_id: _Optional[str] = ..., ray: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., dims: _Optional[int] = ..., vector: _Optional[bytes] = ..., fingerprint: _Optional[bytes] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ..., posted_ms: _Optional[int] = ..., embedded_ms: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...

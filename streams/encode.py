@@ -33,6 +33,7 @@ from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
 from streams.transactions import StageProducer
+from streams.version import model_of
 from streams.watchdog import ended_after, watch
 from streams.window import Window
 
@@ -72,7 +73,7 @@ class Encode:
         self._settings, self._topics, self._metrics, self._engine = settings, topics, metrics, engine
         self._window_tokens = window_tokens
         self._wait_s = settings.encode_wait_ms / 1000
-        self._parts = EmbeddingParts(topics.ray, topics.version)
+        self._parts = EmbeddingParts(topics.ray, topics.version, topics.form)
         self._fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
         for reason in DETAILS:  # a series that begins at its first rejection has not grown, and alerts nobody
             metrics.encode_rejected.labels(reason)
@@ -247,14 +248,14 @@ class Encode:
         `left` is what stays to be known of what comes next in its partitions.
         """
         batch = done.future.result()
-        done.settle(batch)
+        done.settle(batch, self._topics.form)
         self._check_encoder(done)
         rejected = self._rejected(done)
         self.producer.begin()
         for original, cause in rejected:
             send_rejected(self.producer, self._topics, original, cause)
         self.producer.produce_keyed(self._topics.embeddings, done.embeddings(self._parts, clock.now_ms()))
-        for partition, value in pack_vectors(done.vectors, self._topics.version, self._settings.partitions):
+        for partition, value in pack_vectors(done.vectors, self._topics, self._settings.partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
         reach("encode.sent")
         self.producer.commit(
@@ -343,13 +344,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """
     topics, metrics, health = begin(settings, "encode", stop)
     health.waits_for = lambda: "it is loading its model"
-    encoder = load_encoder(
-        settings.model,
-        revision=settings.revision,
-        dtype=settings.dtype,
-        max_tokens=settings.max_tokens,
-        device=settings.device,
-    )
+    encoder = load_encoder(model_of(settings), device=settings.device)
     batch_tokens = settings.batch_tokens or encoder.batch_tokens
     # Here, and not on the engine's thread: see DECISIONS 23 before moving it.
     with ended_after(WARM_UP_TIMEOUT_S, "it has not computed its first batch"):

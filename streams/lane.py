@@ -87,7 +87,7 @@ class Lane:
         self._shared = shared
         self._settings, self._topics, self._metrics = shared.settings, shared.topics, shared.metrics
         self._fingerprint = fingerprinter(self._topics.version, self._settings.salt.get_secret_value())
-        self._parts = EmbeddingParts(self._topics.ray, self._topics.version)
+        self._parts = EmbeddingParts(self._topics.ray, self._topics.version, self._topics.form)
         self._stopping = threading.Event()
         self._producer = StageProducer.create(
             self._settings, f"manyray.dedup.{self._topics.ray}.{partition}", self._metrics, self._stopping

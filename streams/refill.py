@@ -41,7 +41,8 @@ def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, by
         message = Vectors(version=version)  # of none, which is told below
     if message.version != version:
         return {}
-    fingerprints, size, blob = split_fingerprints(message.fingerprints), message.dims * 4, message.vectors
+    fingerprints, blob = split_fingerprints(message.fingerprints), message.vectors
+    size = message.dims * (message.bits or 32) // 8
     if not blob or len(blob) != size * len(fingerprints):
         _log.warning("a record of %d bytes in the vectors topic holds no vectors: left out", len(record or b""))
         return {}

@@ -9,7 +9,7 @@ from streams.health import Health
 from streams.metrics import Metrics, restarts
 from streams.settings import Settings
 from streams.topics import Topics, check_topics
-from streams.version import version_of
+from streams.version import spec_of
 
 _log = logging.getLogger("manyray.role")
 
@@ -27,10 +27,10 @@ def begin(settings: Settings, role: str, stop: threading.Event) -> tuple[Topics,
         Fatal: the model, a topic, the brokers or the metrics port stand in the way.
     """
     _log.debug("settings: %s", settings.redacted())
-    version = version_of(settings)
+    spec = spec_of(settings)
     if restarts():
         await_brokers(settings, BROKERS_WAIT_S, stop)
-    check_topics(settings, version)
+    check_topics(settings, spec.version)
     metrics, health = Metrics.create(), Health(stop)
     serve(metrics.registry, health, settings, role)
-    return Topics.of(settings, version), metrics, health
+    return Topics.of(settings, spec.version, spec.form), metrics, health

@@ -14,8 +14,10 @@ from schemas.errors import Reject
 from schemas.internal_pb2 import Vectors
 from schemas.post import Post
 from schemas.public_pb2 import CACHED, COMPUTED
+from schemas.vectors import VectorForm
 from streams.rejected import Original
 from streams.suspect import KILLS_ENCODER, TRIES_MAX
+from streams.topics import Topics
 from streams.transactions import KeyValue
 from streams.window import Window
 
@@ -48,10 +50,10 @@ class Submitted:
             self.vectors.get(fingerprint) or self.known.get(fingerprint) or self.lent[fingerprint].vector(fingerprint)
         )
 
-    def settle(self, batch: EncodedBatch) -> None:
+    def settle(self, batch: EncodedBatch, form: VectorForm) -> None:
         """Take what was computed, and what was lent: it then refers to no other window, which may be forgotten."""
-        rows = np.ascontiguousarray(batch.vectors, dtype="<f4")
-        size = rows.shape[1] * 4
+        rows = form.pack(np.nan_to_num(batch.vectors) if batch.failed else batch.vectors)
+        size = rows.shape[1] * rows.itemsize
         blob = rows.tobytes()
         for row, fingerprint in enumerate(self.computing):
             if row in batch.failed:
@@ -102,7 +104,7 @@ class Submitted:
                     yield Original.rebuilt(post, *place, chunk.posted_ms[index]), Reject(reason, DETAILS[reason])
 
 
-def pack_vectors(vectors: dict[bytes, bytes], version: str, partitions: int) -> list[tuple[int, bytes]]:
+def pack_vectors(vectors: dict[bytes, bytes], topics: Topics, partitions: int) -> list[tuple[int, bytes]]:
     """Records of the `vectors` topic, each with its partition: half a megabyte at most each."""
     by_partition: dict[int, list[bytes]] = {}
     for fingerprint in vectors:
@@ -114,8 +116,9 @@ def pack_vectors(vectors: dict[bytes, bytes], version: str, partitions: int) -> 
         for start in range(0, len(fingerprints), at_once):
             some = fingerprints[start : start + at_once]
             message = Vectors(
-                version=version,
-                dims=size // 4,
+                version=topics.version,
+                dims=topics.form.dims_of(size),
+                bits=topics.form.bits,
                 fingerprints=b"".join(some),
                 vectors=b"".join([vectors[fingerprint] for fingerprint in some]),
             )

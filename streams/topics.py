@@ -10,6 +10,7 @@ from confluent_kafka.admin import (
 )
 
 from schemas.errors import Fatal
+from schemas.vectors import VectorForm
 from streams import clients, clock
 from streams.settings import Settings
 
@@ -38,11 +39,12 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names of a ray's topics; `posts` and `rejected` are shared by all rays."""
+    """The names of a ray's topics, and the form of its vectors; `posts` and `rejected` are shared by all rays."""
 
     ray: str
     version: str
     posts: tuple[str, ...]
+    form: VectorForm = field(default_factory=VectorForm)
 
     @property
     def lookups(self) -> str:
@@ -75,9 +77,9 @@ class Topics:
         return "rejected"
 
     @classmethod
-    def of(cls, settings: Settings, version: str) -> "Topics":
-        """The topics that these settings name."""
-        return cls(settings.ray, version, settings.posts_topics)
+    def of(cls, settings: Settings, version: str, form: VectorForm | None = None) -> "Topics":
+        """The topics that these settings name; vectors are float32 unless another form is given."""
+        return cls(settings.ray, version, settings.posts_topics, form or VectorForm())
 
 
 def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:

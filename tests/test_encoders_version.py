@@ -30,9 +30,17 @@ def test_the_version_is_twelve_hexadecimal_characters_that_never_change():
 def test_every_field_is_in_the_version():
     """A spec that differs in any one field has another version."""
     spec = VersionSpec("text", "sha256:00", "auto", None)
-    others = {"kind": "hash", "source": "sha256:01", "dtype": "float32", "max_tokens": 12}
+    others = {
+        "kind": "hash",
+        "source": "sha256:01",
+        "dtype": "float32",
+        "max_tokens": 12,
+        "prompt": "",
+        "pooling": "cls",
+    }
+    others |= {"truncation_side": "left", "normalise": False, "dims": 8, "output": "int8", "scale": 0.5}
     assert set(others) == {field.name for field in fields(spec)}
-    assert len({spec.version, *(replace(spec, **{name: value}).version for name, value in others.items())}) == 5
+    assert len({spec.version, *(replace(spec, **{name: value}).version for name, value in others.items())}) == 12
 
 
 def test_the_place_of_a_folder_does_not_matter(tmp_path):
@@ -144,6 +152,18 @@ def modules(*kinds):
 
 TRANSFORMER = ("sentence_transformers.models.Transformer", "")
 POOLING = ("sentence_transformers.models.Pooling", "1_Pooling")
+DENSE = ("sentence_transformers.models.Dense", "3_Dense")
+NORMALIZE = ("sentence_transformers.models.Normalize", "2_Normalize")
+
+
+def dense(**values):
+    """A Dense module without weights, of that configuration."""
+
+    def change(folder):
+        modules(TRANSFORMER, POOLING, DENSE)(folder)
+        write(folder / "3_Dense" / "config.json", {"in_features": 32, "out_features": 8, **values})
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -162,17 +182,22 @@ POOLING = ("sentence_transformers.models.Pooling", "1_Pooling")
         (edit("model.safetensors.index.json", weight_map={"a": "sub/a.safetensors"}), "names sub/a.safetensors"),
         (edit("model.safetensors.index.json", weight_map={"a": "a.bin"}), "names a.bin"),
         (edit("config_sentence_transformers.json", default_prompt_name="query"), "default_prompt_name=query"),
-        (edit("config_sentence_transformers.json", truncate_dim=16), "truncate_dim=16"),
         (edit("config_sentence_transformers.json", model_type="SparseEncoder"), "SparseEncoder"),
         (edit("sentence_bert_config.json", query_length=8), "query_length"),
         (edit("sentence_bert_config.json", transformer_task="text-generation"), "transformer_task"),
         (edit("sentence_bert_config.json", modality_config={"text": {"method_output_name": "p"}}), "come from p"),
         (edit("1_Pooling/config.json", pooling_mode="median"), "median"),
-        (modules(TRANSFORMER, POOLING, ("sentence_transformers.models.Dense", "3_Dense")), "models.Dense"),
+        (modules(TRANSFORMER, POOLING, ("sentence_transformers.models.LSTM", "3_LSTM")), "models.LSTM"),
+        (modules(TRANSFORMER, POOLING, DENSE), "no config.json"),
+        (dense(activation_function="mine.Swish"), "Dense has mine.Swish"),
+        (dense(module_input_name="token_embeddings"), "works on tokens"),
+        (dense(dropout=0.5), "Dense has dropout"),
+        (dense(), "no model.safetensors"),
         (modules(TRANSFORMER, ("mine.Pooling", "1_Pooling")), "mine.Pooling"),
         (modules(TRANSFORMER), "names Transformer:"),
         (modules(POOLING, TRANSFORMER), "in this order"),
-        (modules(TRANSFORMER, POOLING, POOLING), "models.Pooling"),
+        (modules(TRANSFORMER, POOLING, POOLING), "in this order"),
+        (modules(TRANSFORMER, POOLING, NORMALIZE, DENSE), "in this order"),
         (modules(("sentence_transformers.models.Transformer", "../other"), POOLING), "outside the folder"),
         (modules(), "names nothing"),
         (lambda folder: (folder / "modules.json").write_text('[{"path": ""}]'), "without type and path"),

@@ -66,7 +66,7 @@ class Kept:
         producer.produce(topics.checkpoints, self.checkpoint.to_bytes(), key=KEY)
         for embedding in self.embeddings:
             producer.produce(topics.embeddings, embedding.SerializeToString(), key=embedding.post_id)
-        records = [value for _, value in pack_vectors(self.vectors, topics.version, 1)]
+        records = [value for _, value in pack_vectors(self.vectors, topics, 1)]
         for value in records:
             producer.produce(topics.vectors, value)
         assert producer.flush(30) == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schemas.embedding import EmbeddingParts, vectors_of
 from schemas.internal_pb2 import Checkpoint, Chunk, Source, Vectors
 from schemas.post import Post, decode_post
-from schemas.public_pb2 import CACHED, COMPUTED, FLOAT32, Embedding
+from schemas.public_pb2 import CACHED, COMPUTED, FLOAT32, INT8, Embedding
 from streams.checkpoint import Progress
 from streams.refill import vectors_by_fingerprint
 
@@ -52,18 +52,35 @@ MESSAGES = {
     "vectors": Vectors(version=VERSION, dims=3, fingerprints=FIRST + SECOND, vectors=NUMBERS.tobytes()),
     "checkpoint": Checkpoint(lookups_offset=123_456_789_012, sources=SOURCES),
 }
+EIGHTHS = np.array([[4, -10, 127], [0, 1, -127]], np.int8)
+# What was added to a format later: records of the first are read as ever.
+SECOND_FORMAT = {
+    "embedding": {"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()},
+    "vectors": {"bits": 8, "vectors": EIGHTHS.tobytes()},
+}
 
 
-def golden(name: str) -> bytes:
+def second(name: str):
+    """A message of the second format."""
+    message = type(MESSAGES[name]).FromString(MESSAGES[name].SerializeToString())
+    for field, value in SECOND_FORMAT[name].items():
+        setattr(message, field, value)
+    return message
+
+
+def golden(name: str, number: int = 1) -> bytes:
     """The bytes as they were written once."""
-    return (GOLDEN / f"{name}-1.bin").read_bytes()
+    return (GOLDEN / f"{name}-{number}.bin").read_bytes()
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_golden_messages_read_as_ever(name):
     """Each message of format 1 decodes to the values it was made of, with no field left unknown."""
     expected = MESSAGES[name]
-    decoded = type(expected).FromString(golden(name))
+    assert type(expected).FromString(golden(name)) == expected
+    if name in SECOND_FORMAT:
+        expected = second(name)
+    decoded = type(expected).FromString(golden(name, 2 if name in SECOND_FORMAT else 1))
     assert decoded == expected
     # So that a field added to the format is added here too, as another golden message.
     assert {field.name for field, _ in decoded.ListFields()} == {field.name for field in expected.DESCRIPTOR.fields}
@@ -88,6 +105,16 @@ def test_golden_vectors_are_for_their_version_alone():
     found = vectors_by_fingerprint(golden("vectors"), VERSION)
     assert found == {FIRST: NUMBERS[0].tobytes(), SECOND: NUMBERS[1].tobytes()}
     assert vectors_by_fingerprint(golden("vectors"), "ba9876543210") == {}
+
+
+def test_golden_vectors_of_fewer_bits_are_as_long_as_they_say():
+    """int8 has a byte a number; what is read back is what is worth that many steps of the scale."""
+    assert vectors_by_fingerprint(golden("vectors", 2), VERSION) == {
+        FIRST: EIGHTHS[0].tobytes(),
+        SECOND: EIGHTHS[1].tobytes(),
+    }
+    read = Embedding.FromString(golden("embedding", 2))
+    assert vectors_of([read, read]).tolist() == [[0.5, -1.25, 15.875]] * 2
 
 
 def test_vectors_that_do_not_fit_their_dims_are_none():

@@ -49,9 +49,9 @@ def save_bert(folder, *, seed=0, **settings):
     return folder
 
 
-def save_sentence_bert(folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=None, options=None):
+def save_sentence_bert(folder, *, modules=("Transformer", "Pooling", "Normalize"), pooling=None, options=None, **marks):
     """Write a sentence-transformers folder around the tiny BERT, in the files of its first versions."""
-    save_bert(folder)
+    save_bert(folder, **marks)
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "3_Dense"}
     listed = [
         {"idx": index, "name": str(index), "path": paths[kind], "type": f"sentence_transformers.models.{kind}"}

@@ -1,0 +1,109 @@
+"""What a user says of a version: a model and what to make of it, in settings or in a TOML file that can be pinned."""
+
+import math
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin
+
+from encoders.model_folder import POOLINGS
+from schemas.errors import Fatal
+from schemas.vectors import OUTPUTS
+
+DTYPES = ("auto", "float32", "bfloat16")
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model and how to use it; None leaves a choice to the model's own folder.
+
+    model, revision: as the settings of these names. dtype: of the computation. prompt: goes before every text.
+    pooling: one of `POOLINGS`. truncation_side: where a text of more than max_tokens is cut. normalise: vectors have
+    length 1. dims: a prefix of the vector, scaled to length 1 again where they are; the model has to be trained for it
+    (Matryoshka) and to say so, in its config.json or by `matryoshka_dims`. output, scale: how numbers are stored, as
+    `schemas.vectors.VectorForm`. golden: sketches of the vectors of `golden.TEXTS`.
+    """
+
+    model: str = "minilm"
+    revision: str = ""
+    dtype: str = "auto"
+    max_tokens: int | None = None
+    prompt: str | None = None
+    pooling: str | None = None
+    truncation_side: str | None = None
+    normalise: bool | None = None
+    dims: int | None = None
+    matryoshka_dims: tuple[int, ...] = ()
+    output: str = "float32"
+    scale: float | None = None
+    golden: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fatal: a choice that cannot be."""
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("pooling", self.pooling, (None, *POOLINGS))
+        _one_of("truncation_side", self.truncation_side, (None, *SIDES))
+        _one_of("output", self.output, OUTPUTS)
+        for name in ("max_tokens", "dims"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise Fatal(f"{name}={value}: set it to 1 or more, or leave it out for the model's own")
+        if (self.output == "int8") != (self.scale is not None):
+            raise Fatal(f"output={self.output} and scale={self.scale}: int8 needs a scale, which `manyray pin` finds")
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise Fatal(f"scale={self.scale}: set it to a number above 0, as `manyray pin` finds it")
+
+
+def model_spec(model: str = "minilm", **choices: Any) -> ModelSpec:
+    """The spec of a model's name, or in a TOML file, which then has to hold all `choices` but those of the default.
+
+    Fatal: the file cannot be read, holds what is no choice, or a choice that cannot be.
+    """
+    if not model.endswith(".toml"):
+        return ModelSpec(model, **choices)
+    spec = _read(Path(model).expanduser())
+    if given := [name for name, value in choices.items() if value != getattr(ModelSpec(), name)]:
+        raise Fatal(f"model={model} is a file, and {', '.join(given)} is set beside it: set it in the file")
+    return spec
+
+
+def _read(path: Path) -> ModelSpec:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fatal(f"model={path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Fatal(f"model={path} is not TOML: {error}") from None
+    kinds = {field.name: field.type for field in fields(ModelSpec)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise Fatal(f"model={path} sets {name}, which is no choice: known ones are {', '.join(kinds)}")
+        if not _fits(value, kinds[name]):
+            wanted = getattr(kinds[name], "__name__", kinds[name])
+            raise Fatal(f"model={path} sets {name}={value!r}, which has to be {wanted}: correct it")
+    if not values.get("model"):
+        raise Fatal(f"model={path} names no model: set model in it")
+    choices: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return _beside(path, ModelSpec(**choices))
+
+
+def _beside(path: Path, spec: ModelSpec) -> ModelSpec:
+    """A folder is named as seen from the file, so that both may be moved together."""
+    folder = path.parent / Path(spec.model).expanduser()
+    return replace(spec, model=str(folder)) if spec.model.startswith(".") or folder.is_dir() else spec
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value of TOML is one of a field's type; true is no number to us, as it is to Python."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(type(one) is get_args(kind)[0] for one in cast(list[Any], value))
+    allowed = get_args(kind) or (kind,)
+    return type(value) in allowed or (type(value) is int and float in allowed)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(str(one) for one in allowed if one is not None)
+        raise Fatal(f"{name}={value} is unknown: set it to {names}")
