@@ -48,8 +48,8 @@ class ModelSpec:
         for name in ("max_tokens", "dims"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise Fatal(f"{name}={value}: set it to 1 or more, or leave it out for the model's own")
-        if (self.output == "int8") != (self.scale is not None):
-            raise Fatal(f"output={self.output} and scale={self.scale}: int8 needs a scale, which `manyray pin` finds")
+        if self.scale is not None and self.output != "int8":
+            raise Fatal(f"scale={self.scale} is for output=int8, and output={self.output}: leave scale out")
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise Fatal(f"scale={self.scale}: set it to a number above 0, as `manyray pin` finds it")
 
@@ -61,18 +61,26 @@ def model_spec(model: str = "minilm", **choices: Any) -> ModelSpec:
     """
     if not model.endswith(".toml"):
         return ModelSpec(model, **choices)
-    spec = _read(Path(model).expanduser())
+    path = Path(model).expanduser()
+    try:
+        spec = parse_spec(path, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fatal(f"model={path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise Fatal(f"model={path} is not UTF-8: {error}") from None
     if given := [name for name, value in choices.items() if value != getattr(ModelSpec(), name)]:
         raise Fatal(f"model={model} is a file, and {', '.join(given)} is set beside it: set it in the file")
     return spec
 
 
-def _read(path: Path) -> ModelSpec:
+def parse_spec(path: Path, text: str) -> ModelSpec:
+    """The spec that a file of this text holds.
+
+    Fatal: it is not TOML, holds what is no choice, or a choice that cannot be.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Fatal(f"model={path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise Fatal(f"model={path} is not TOML: {error}") from None
     kinds = {field.name: field.type for field in fields(ModelSpec)}
     for name, value in values.items():

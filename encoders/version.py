@@ -67,6 +67,8 @@ def resolve_spec(model: str | ModelSpec, **choices: Any) -> VersionSpec:
     Fatal: as `model_spec`, `parse_source` and, for a folder, `read_model_folder` and `check_dims`.
     """
     spec = model if isinstance(model, ModelSpec) else model_spec(model, **choices)
+    if spec.output == "int8" and spec.scale is None:
+        raise Fatal("output=int8 needs a scale, one for all vectors of the version: `manyray pin` finds it")
     source = parse_source(spec.model, spec.revision)
     if isinstance(source, HashSource):
         if spec != ModelSpec(spec.model, dtype=spec.dtype, output=spec.output, scale=spec.scale, golden=spec.golden):

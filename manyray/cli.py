@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Protocol, cast
 
 import typer
@@ -33,7 +34,7 @@ _CLICK_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
 
 # As in manyray.reading and manyray.tailing, whose imports are not for --help.
-Format = Literal["lines", "jsonl", "csv", "tsv"]
+Format = Literal["lines", "jsonl", "csv", "tsv", "parquet"]
 Start = Literal["earliest", "latest"]
 
 _WIDTH_PIPED = 200  # columns; a pipe has no width of its own
@@ -149,15 +150,56 @@ def publish(
     topic: Annotated[str | None, typer.Option(help="where to; the first of posts_topics if not given")] = None,
     layout: Annotated[
         Format | None,
-        typer.Option("--format", help="lines, jsonl, csv or tsv; the file name's suffix says it if not given"),
+        typer.Option("--format", help="lines, jsonl, csv, tsv or parquet; the file name's suffix says it if not given"),
     ] = None,
-    id_field: Annotated[str, typer.Option(help="JSONL field or CSV column of the id")] = "id",
-    text_field: Annotated[str, typer.Option(help="JSONL field or CSV column of the text")] = "text",
+    id_field: Annotated[str, typer.Option(help="field or column of the id")] = "id",
+    text_field: Annotated[str, typer.Option(help="field or column of the text")] = "text",
 ) -> None:
-    """Publish a file's posts: plain lines, JSONL, or CSV with a header row."""
+    """Publish a file's posts: plain lines, JSONL, CSV with a header row, or Parquet."""
     from manyray.publishing import publish_file
 
     typer.echo(publish_file(settings, file, topic, layout=layout, id_field=id_field, text_field=text_field))
+
+
+@app.command("encode-file")
+@with_settings
+def encode_file(
+    settings: Settings,
+    file: Annotated[str, typer.Argument(help="file of posts, or - for stdin")],
+    out: Annotated[Path, typer.Argument(help="file of vectors: .npy, .parquet or .jsonl")],
+    *,
+    layout: Annotated[
+        Format | None,
+        typer.Option("--format", help="lines, jsonl, csv, tsv or parquet; the file name's suffix says it if not given"),
+    ] = None,
+    id_field: Annotated[
+        str | None, typer.Option(help="field or column of the id; if not given id, or the number of line or row")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="field or column of the text")] = "text",
+) -> None:
+    """Encode a file's posts into a file of vectors, without Kafka; run again, it goes on where it was ended."""
+    from manyray.file_encoding import encode_file
+
+    typer.echo(encode_file(settings, file, out, layout=layout, id_field=id_field, text_field=text_field))
+
+
+@app.command()
+@with_settings
+def pin(
+    settings: Settings,
+    file: Annotated[Path, typer.Argument(help="TOML file of a model and its choices; made if it is not there")],
+    *,
+    calibrate: Annotated[str | None, typer.Option(help="file of posts of which int8's scale is found")] = None,
+    layout: Annotated[
+        Format | None,
+        typer.Option("--format", help="of the posts; the file name's suffix says it if not given"),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="field or column of the text")] = "text",
+) -> None:
+    """Write into a file what tells its model from every other, so that a wrong weight file never serves."""
+    from manyray.pinning import pin_spec
+
+    typer.echo(pin_spec(settings, file, calibrate, layout=layout, text_field=text_field))
 
 
 @app.command()

@@ -42,7 +42,11 @@ def _common(  # noqa: PLR0917 - called by names
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="minilm, hash, a model folder, or a hub id ORG/NAME", rich_help_panel=_PANEL),
+        typer.Option(
+            "--model",
+            help="minilm, hash, a model folder, a hub id ORG/NAME, or a .toml of `manyray pin`",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     log_level: Annotated[
         str | None, typer.Option("--log-level", help="debug, info, warning or error", rich_help_panel=_PANEL)

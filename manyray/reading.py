@@ -1,4 +1,4 @@
-"""Posts from files: plain lines, JSONL, CSV and TSV, read as a stream and never as a whole.
+"""Posts from files: plain lines, JSONL, CSV, TSV and Parquet, read as a stream and never as a whole.
 
 What a post holds is not judged here: a post with an empty text is published, and comes out in `rejected` with its
 reason. A row from which no post can be made stops the reading, so that nothing is lost unseen.
@@ -17,11 +17,18 @@ from schemas.errors import Fatal
 from schemas.post import Post
 from streams import clock
 
-Format = Literal["lines", "jsonl", "csv", "tsv"]
+Format = Literal["lines", "jsonl", "csv", "tsv", "parquet"]
 STDIN = "-"
 LINE_BYTES_MAX = 1_048_576  # no post may be that long; without a limit a binary file would be one line
 
-_SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+_SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_ROWS_AT_ONCE = 1_024  # of Parquet
 _STEM_CHARACTERS_MAX = 50  # so that an id stays below its 256 bytes
 
 
@@ -29,11 +36,12 @@ class PostFile:
     """The posts of one open file, in order; `bytes_read` says how far it is.
 
     Plain lines: each line that is not blank is a text, and its id is `<file name>-<line number>`, the same whenever
-    the file is read (from stdin a new prefix each time). JSONL and CSV: `id_field` and `text_field` name the fields.
+    the file is read (from stdin a new prefix each time). JSONL, CSV and Parquet: `id_field` and `text_field` name the
+    fields; where `id_field` is None it is `id`, and a file without one has ids as plain lines have, by line or row.
     """
 
     def __init__(
-        self, name: str, file: BinaryIO, layout: Format, id_field: str = "id", text_field: str = "text"
+        self, name: str, file: BinaryIO, layout: Format, id_field: str | None = "id", text_field: str = "text"
     ) -> None:
         """Use `open_posts`."""
         self.name = name
@@ -42,6 +50,8 @@ class PostFile:
         self._layout: Format = layout
         self._id_field = id_field
         self._text_field = text_field
+        stem = name.encode("utf-8", "replace").decode()[:_STEM_CHARACTERS_MAX]
+        self._stem = f"stdin-{clock.random_id()[:8]}" if name == STDIN else stem
 
     def __iter__(self) -> Iterator[Post]:
         """Iterate over the posts, once.
@@ -54,6 +64,7 @@ class PostFile:
             "jsonl": self._from_jsonl,
             "csv": lambda: self._from_csv(","),
             "tsv": lambda: self._from_csv("\t"),
+            "parquet": self._from_parquet,
         }
         return parse[self._layout]()
 
@@ -74,12 +85,9 @@ class PostFile:
             yield number, text.removeprefix("\ufeff") if number == 1 else text
 
     def _from_lines(self) -> Iterator[Post]:
-        stem = self.name.encode("utf-8", "replace").decode()[:_STEM_CHARACTERS_MAX]
-        if self.name == STDIN:
-            stem = f"stdin-{clock.random_id()[:8]}"
         for number, line in self._lines():
             if text := line.removesuffix("\n").removesuffix("\r"):
-                yield Post(f"{stem}-{number}", text)
+                yield Post(self._numbered(number), text)
 
     def _from_jsonl(self) -> Iterator[Post]:
         for number, line in self._lines():
@@ -99,7 +107,7 @@ class PostFile:
         try:
             header = next(rows, [])
             for field, flag in ((self._id_field, "--id-field"), (self._text_field, "--text-field")):
-                if field not in header:
+                if field is not None and field not in header:
                     raise self._bad(1, f"no column {field} among {', '.join(header) or 'none'}: name it with {flag}")
             for row in rows:
                 if row and len(row) != len(header):
@@ -109,12 +117,38 @@ class PostFile:
         except csv.Error as error:
             raise self._bad(rows.line_num, f"not CSV: {error}") from None
 
+    def _from_parquet(self) -> Iterator[Post]:
+        try:
+            import pyarrow as arrow  # noqa: PLC0415 - not everybody has it
+            from pyarrow import parquet  # noqa: PLC0415
+        except ImportError:
+            raise Fatal("Parquet needs pyarrow: pip install 'manyray[parquet]'") from None
+        try:
+            opened = parquet.ParquetFile(self._file)
+            columns = [name for name in (self._id_field or "id", self._text_field) if name in opened.schema_arrow.names]
+            rows, number = opened.metadata.num_rows, 0
+            size = self._file.seek(0, 2)
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield self._post(number, row)
+                self.bytes_read = size * number // rows
+        except (arrow.ArrowException, OSError) as error:
+            raise Fatal(f"{self.name} is not Parquet that can be read: {error}") from None
+
+    def _numbered(self, number: int) -> str:
+        """The id of a post that has none, the same whenever the file is read."""
+        return f"{self._stem}-{number}"
+
     def _post(self, number: int, row: dict[Any, Any]) -> Post:
-        post_id, text = row.get(self._id_field), row.get(self._text_field)
+        id_field = self._id_field or "id"
+        if self._id_field is None and id_field not in row:
+            row = {**row, id_field: self._numbered(number)}
+        post_id, text = row.get(id_field), row.get(self._text_field)
         if isinstance(post_id, int) and not isinstance(post_id, bool):
             post_id = str(post_id)
         for field, value, flag in (
-            (self._id_field, post_id, "--id-field"),
+            (id_field, post_id, "--id-field"),
             (self._text_field, text, "--text-field"),
         ):
             if not isinstance(value, str):
@@ -129,11 +163,12 @@ class PostFile:
 
 @contextmanager
 def open_posts(
-    path: str, layout: Format | None = None, id_field: str = "id", text_field: str = "text"
+    path: str, layout: Format | None = None, id_field: str | None = "id", text_field: str = "text"
 ) -> Generator[tuple[PostFile, int | None]]:
     """The posts of a file, or of stdin for `-`, and its size in bytes (None for stdin and pipes).
 
-    The format is `layout`, else the file name's suffix says it (.jsonl, .ndjson, .csv, .tsv), else it is plain lines.
+    The format is `layout`, else what the file name's suffix says (.jsonl, .ndjson, .csv, .tsv, .parquet), else plain
+    lines.
 
     Raises:
         Fatal: the file cannot be read.

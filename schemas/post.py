@@ -37,7 +37,17 @@ def decode_post(value: bytes | None, text_bytes_max: int) -> Post:
     """
     if not value:
         raise Reject("no_value", "the record has no value; a post is JSON or Protobuf with an id and a text")
-    post = _decode_protobuf(value) if value[0] in _PROTOBUF_FIRST_BYTES else _decode_json_or_reject(value)
+    return check_post(
+        _decode_protobuf(value) if value[0] in _PROTOBUF_FIRST_BYTES else _decode_json_or_reject(value), text_bytes_max
+    )
+
+
+def check_post(post: Post, text_bytes_max: int) -> Post:
+    """Return a post that may be embedded.
+
+    Raises:
+        Reject: its id or its text is empty or too long.
+    """
     if not post.id:
         raise Reject("no_id", "id is empty")
     if not post.text:

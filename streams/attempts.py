@@ -2,19 +2,22 @@
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from schemas.errors import Fatal, Retry
 from streams import clock
+
+T = TypeVar("T")
 
 ATTEMPTS_MAX = 6
 PAUSE_S = 0.1
 FORGET_S = 300.0
 
 
-def with_retries(work: Callable[[], None], stop: threading.Event, recover: Callable[[], None] = lambda: None) -> None:
-    """Do `work`; after a Retry, pause (doubling from 0.1 s), `recover` and do it again, 6 times at most.
+def with_retries(work: Callable[[], T], stop: threading.Event, recover: Callable[[], None] = lambda: None) -> T:
+    """Do `work` and return what it does; after a Retry, pause (doubling from 0.1 s), `recover` and do it again.
 
-    `recover` may itself raise Retry, which counts too.
+    6 times at most. `recover` may itself raise Retry, which counts too.
 
     Raises:
         Retry: it failed, and `stop` is set.
@@ -27,13 +30,11 @@ def with_retries(work: Callable[[], None], stop: threading.Event, recover: Calla
                 if stop.wait(PAUSE_S * 2 ** (attempt - 1)):
                     raise failed
                 recover()
-            work()
+            return work()
         except Retry as error:
             failed = error
             if stop.is_set():
                 raise
-        else:
-            return
     raise Fatal(f"given up after {ATTEMPTS_MAX} attempts: {failed}; check the brokers")
 
 

@@ -27,6 +27,11 @@ class Actions:
         """How many posts are misses."""
         return sum(builder.posts for builder in self.misses)
 
+    @property
+    def vector_bytes(self) -> int:
+        """How large the vectors of the hits are, each as often as it is given out."""
+        return len(self.hits) * next((len(vector) for vector in self.vectors if vector is not None), 0)
+
 
 def dedup(chunk: Chunk, table: Table, miss_posts_max: int = MISS_POSTS_MAX) -> Actions:
     """Look every distinct content of a chunk up once, and sort its posts into hits and misses."""

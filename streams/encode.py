@@ -32,7 +32,7 @@ from streams.submitted import DETAILS, Submitted, pack_vectors
 from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
-from streams.transactions import StageProducer
+from streams.transactions import VECTOR_BYTES_MAX, StageProducer
 from streams.version import model_of
 from streams.watchdog import ended_after, watch
 from streams.window import Window
@@ -73,6 +73,8 @@ class Encode:
         self._settings, self._topics, self._metrics, self._engine = settings, topics, metrics, engine
         self._window_tokens = window_tokens
         self._wait_s = settings.encode_wait_ms / 1000
+        vector_bytes = max(1, engine.encoder.dims * topics.form.bits // 8)
+        self._posts_max = max(1, min(settings.transaction_posts_max, VECTOR_BYTES_MAX // vector_bytes))
         self._parts = EmbeddingParts(topics.ray, topics.version, topics.form)
         self._fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
         for reason in DETAILS:  # a series that begins at its first rejection has not grown, and alerts nobody
@@ -112,7 +114,7 @@ class Encode:
         if self._unsure:
             raise Retry("windows were dropped in a rebalance")
         now_s = clock.monotonic_s()
-        full = self._window.is_full(self._window_tokens, self._settings.transaction_posts_max)
+        full = self._window.is_full(self._window_tokens, self._posts_max)
         due = full or self._window.is_old(now_s, self._wait_s)
         self.member.report_lag()
         if self._trial is not None:

@@ -35,7 +35,7 @@ from streams.table import Table
 from streams.table_folder import folder_of, spare_of
 from streams.tiered_table import TieredTable
 from streams.topics import Topics
-from streams.transactions import StageProducer
+from streams.transactions import VECTOR_BYTES_MAX, StageProducer
 
 _log = logging.getLogger("manyray.lane")
 
@@ -176,11 +176,13 @@ class Lane:
                     self._learn(record)
                     continue
                 records = self._gather(record)
-                with_retries(lambda: self._write(records), self._stopping, self._restore)  # noqa: B023
-                reach("dedup.acking")
-                for written in records:
-                    written.done()
-                reach("dedup.acked")
+                while records:
+                    count = with_retries(lambda: self._write(records), self._stopping, self._restore)  # noqa: B023
+                    reach("dedup.acking")
+                    for written in records[:count]:
+                        written.done()
+                    reach("dedup.acked")
+                    records = records[count:]
             if self._is_last:
                 with suppress(Fatal):  # which the next owner finds too
                     self._commit_end()
@@ -213,12 +215,19 @@ class Lane:
                 break
         return records
 
-    def _write(self, records: Sequence[Record]) -> None:
-        """One transaction. Nothing of the lane changes before it is committed, so it can be done again."""
+    def _write(self, records: Sequence[Record]) -> int:
+        """One transaction, of the first so many records. Nothing of the lane changes before it is committed.
+
+        It ends early with the chunk that fills `VECTOR_BYTES_MAX`: large vectors make as many posts too much for one.
+        """
+        count = vector_bytes = 0
         progress, accept_gaps = self.progress, self._settings.accept_gaps
         repeats = self._settings.delivery == "at_least_once"
         outcome: list[tuple[Chunk, Actions]] = []
         for record in records:
+            if vector_bytes >= VECTOR_BYTES_MAX:
+                break
+            count += 1
             where = f"{self._topics.lookups}/{self.partition} offset {record.offset}"
             chunk = parse_chunk(record.value, where, accept_gaps=accept_gaps)
             if record.offset < progress.lookups_offset:
@@ -228,9 +237,11 @@ class Lane:
             if record.offset >= progress.lookups_offset + GAP_MIN:
                 self._check_lookups(progress.lookups_offset)
             progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
-            outcome.append((chunk, self._decide(chunk)))
+            actions = self._decide(chunk)
+            outcome.append((chunk, actions))
+            vector_bytes += actions.vector_bytes
         if not outcome:
-            return
+            return count
         self._producer.begin()
         head = self._parts.head(CACHED, clock.now_ms())
         for chunk, actions in outcome:
@@ -243,6 +254,7 @@ class Lane:
         self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
         self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
         self._metrics.dedup_misses.inc(sum(actions.miss_posts for _, actions in outcome))
+        return count
 
     def _commit(self, progress: Progress) -> None:
         self._producer.settle()

@@ -33,7 +33,8 @@ class Settings(BaseModel):
     ray: str = Field(default="textray", pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="name of the served ray")
     model: str = Field(
         default="minilm",
-        description="encoder: minilm, hash (for load tests), a local model folder, or a hub id ORG/NAME",
+        description="encoder: minilm, hash (for load tests), a local model folder, a hub id ORG/NAME, or a file of "
+        "`manyray pin`",
     )
     revision: str = Field(default="", description="commit hash of a hub model, 40 hexadecimal digits; hub ids need it")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

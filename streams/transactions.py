@@ -26,6 +26,8 @@ _log = logging.getLogger("manyray.transactions")
 WAIT_S = 60.0
 """How long the brokers may take for one step of a transaction."""
 STOP_WAIT_S = 5.0
+VECTOR_BYTES_MAX = 32 * 2**20
+"""Of the vectors in one transaction, about: brokers have to take it, and replicate it, within its time-out."""
 _SLICE_S = 1.0
 _SLICE_S_MAX = 4.0
 _PAUSE_S = 0.02

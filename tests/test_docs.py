@@ -1,11 +1,13 @@
 """What a user can type, set or watch is documented."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import typer
 
+from encoders.model_spec import ModelSpec
 from manyray.cli import app
 from streams.metrics import Metrics
 from streams.settings import Settings
@@ -42,6 +44,12 @@ def test_there_is_something_to_document():
 def test_every_setting_is_documented(setting):
     """By its name in README.md or docs/."""
     assert named(setting)
+
+
+@pytest.mark.parametrize("choice", [field.name for field in fields(ModelSpec)])
+def test_every_choice_of_a_spec_is_documented(choice):
+    """In the table of docs/encoders.md."""
+    assert f"\n| `{choice}` |" in (ROOT / "docs" / "encoders.md").read_text()
 
 
 @pytest.mark.parametrize("metric", METRICS)

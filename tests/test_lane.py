@@ -11,7 +11,7 @@ from streams.metrics import Metrics
 from streams.rocks_table import index_cache
 from streams.settings import Settings
 from streams.topics import Topics
-from tests.lanes import lane_of, lookup, put, record_of
+from tests.lanes import DIMS, lane_of, lookup, put, record_of
 from tests.oracle import remove
 from tests.test_transport import write
 from tests.waiting import WAIT_S, wait_until
@@ -30,6 +30,32 @@ def test_a_lane_passes_over_nothing_new_below_its_checkpoint(settings: Settings,
         put(lane, lookup(topics, range(5), sequence=2), 4, is_vectors=False)
         wait_until(lambda: fatal, "it stops")
         assert f"{topics.lookups}/0 offset 4 is new, though the checkpoint is at 11" in str(fatal[0])
+
+
+@pytest.mark.parametrize(("vectors", "transactions"), [(4, 4), (10, 2), (20, 1)])
+def test_large_vectors_end_a_transaction_early(
+    settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch, vectors: int, transactions: int
+) -> None:
+    """Four records at once, of five hits each, are one transaction, unless their vectors are too large for one."""
+    monkeypatch.setattr("streams.lane.VECTOR_BYTES_MAX", vectors * 4 * DIMS)
+    four = settings.model_copy(
+        update={"transaction_posts_max": 2_000, "chunk_posts_max": 500, "commit_interval_ms": 5_000}
+    )
+    metrics = Metrics.create()
+    with lane_of(four, topics, metrics) as lane:
+        wait_until(put(lane, record_of(topics.version, 0), 0, is_vectors=True).is_set, "vectors are learned")
+        before = end_of(settings, topics.checkpoints)
+        done = [put(lane, lookup(topics, range(5), number + 1), number, is_vectors=False) for number in range(4)]
+        wait_until(lambda: all(one.is_set() for one in done), "all are done")
+        wait_until(lambda: end_of(settings, topics.checkpoints) >= before + 2 * transactions, "markers are there")
+        assert end_of(settings, topics.checkpoints) == before + 2 * transactions  # a checkpoint and a marker each
+        assert (metrics.dedup_hits._value.get(), lane.lookups_offset) == (20, 4)
+
+
+def end_of(settings: Settings, topic: str) -> int:
+    """The end of the first partition."""
+    with closing(clients.reader(settings)) as reader:
+        return clients.watermarks(reader, topic, 0)[1]
 
 
 def send_lookups(settings: Settings, topics: Topics, count: int) -> list[bytes]:
