@@ -3,7 +3,11 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from encoders.folder_digest import SUFFIXES
 from schemas.errors import Fatal, Retry
@@ -25,6 +29,6 @@ def download(repo: str, revision: str) -> Path:
         raise Fatal(
             f"model={repo} at revision={revision} is not on the hub, or not for this account: {error}"
         ) from error
-    except OSError as error:  # the root of the hub's other errors, and of the network's
+    except (OSError, HTTPError) as error:  # the hub's other errors, the network's, and a proxy's
         raise Retry(f"model={repo} at revision={revision} could not be fetched from the hub: {error}") from error
     return Path(folder)

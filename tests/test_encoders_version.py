@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socketserver
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -242,15 +244,37 @@ print(encoder.spec.version, encoder.encode(encoder.tokenise(["abc"]), 64).vector
     assert vector == ours(snapshot, ["abc"]).tobytes().hex()
 
 
-def test_a_hub_that_is_away_is_a_retry(tmp_path):
-    """The same work may succeed later: a hub that does not answer is no fault of the settings."""
-    code = """
+DOWNLOAD = """
 from encoders.hub import download
 try:
     download(MODEL, REVISION)
 except Retry as error:
     print("Retry", error)
 """
-    word, *message = hub_process(code, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+
+
+class FailingProxy(socketserver.StreamRequestHandler):
+    """Lets nobody through."""
+
+    def handle(self):
+        """Answer 502 to whatever is asked."""
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_a_hub_behind_a_proxy_that_fails_is_a_retry(tmp_path):
+    """The client's error for it is none of the system's."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), FailingProxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{proxy.server_address[1]}"
+        word, *_ = hub_process(DOWNLOAD, tmp_path, HF_ENDPOINT="https://hub.invalid", HTTPS_PROXY=address)
+        proxy.shutdown()
+    assert word == "Retry"
+
+
+def test_a_hub_that_is_away_is_a_retry(tmp_path):
+    """The same work may succeed later: a hub that does not answer is no fault of the settings."""
+    word, *message = hub_process(DOWNLOAD, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert word == "Retry"
     assert "model=org/name" in message
