@@ -99,6 +99,7 @@ class Encode:
             on_lost=self._drop,
         )
         self._suspicions = Suspicions(self.member, self.producer)
+        metrics.encode_batch_tokens.set_function(lambda: engine.batch_tokens)
         metrics.queue_length.labels("windows").set_function(lambda: len(self._in_flight))
         metrics.queue_length.labels("window_posts").set_function(lambda: self._window.posts)
 

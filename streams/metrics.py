@@ -46,6 +46,7 @@ class Metrics:
     encode_posts: Counter
     encode_rejected: Counter
     encode_computed: Counter
+    encode_batch_tokens: Gauge
     encode_splits: Counter
     encode_reused: Counter
     encode_tokens: Counter
@@ -99,6 +100,9 @@ class Metrics:
             encode_posts=counter("encode_posts_total", "posts given an embedding by the encoder"),
             encode_rejected=counter(
                 "encode_rejected_total", "posts that cannot be embedded, sent to the rejected topic", "reason"
+            ),
+            encode_batch_tokens=gauge(
+                "encode_batch_tokens", "most tokens of a batch that fit the device's memory so far"
             ),
             encode_splits=counter("encode_splits_total", "times that a batch was halved for want of memory"),
             encode_computed=counter("encode_computed_total", "distinct contents computed"),
