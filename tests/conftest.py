@@ -3,8 +3,10 @@
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from confluent_kafka.admin import NewTopic
 from faults.surroundings import disk
 from schemas.errors import Retry
 from streams import clients, clock
+from streams.attempts import with_retries
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
-from streams.topics import Topics, create_topics, list_partitions
+from streams.topics import Topics, create_topics, list_partitions, plan_topics
 from streams.version import version_of
 from tests.waiting import wait_until
 
@@ -65,9 +68,13 @@ def topic(settings: Settings) -> str:
 
 @pytest.fixture
 def topics(settings: Settings) -> Topics:
-    """Those of the settings, which exist."""
+    """Those of the settings, which exist, and whose partitions are led: brokers take a moment after they show them."""
     version = version_of(settings)
     create_topics(settings, version)
+    with closing(clients.reader(settings)) as reader:
+        for plan in plan_topics(settings, version):
+            for partition in range(plan.partitions):
+                with_retries(partial(clients.watermarks, reader, plan.name, partition), threading.Event())
     return Topics.of(settings, version)
 
 
