@@ -182,7 +182,7 @@ class Lane:
                     for written in records[:count]:
                         written.done()
                     reach("dedup.acked")
-                    records = records[count:]
+                    del records[:count]
             if self._is_last:
                 with suppress(Fatal):  # which the next owner finds too
                     self._commit_end()
@@ -216,9 +216,9 @@ class Lane:
         return records
 
     def _write(self, records: Sequence[Record]) -> int:
-        """One transaction, of the first so many records. Nothing of the lane changes before it is committed.
+        """One transaction, of the first so many records: no more after the chunk that fills `VECTOR_BYTES_MAX`.
 
-        It ends early with the chunk that fills `VECTOR_BYTES_MAX`: large vectors make as many posts too much for one.
+        Nothing of the lane changes before it is committed, so it can be done again.
         """
         count = vector_bytes = 0
         progress, accept_gaps = self.progress, self._settings.accept_gaps
@@ -237,9 +237,8 @@ class Lane:
             if record.offset >= progress.lookups_offset + GAP_MIN:
                 self._check_lookups(progress.lookups_offset)
             progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
-            actions = self._decide(chunk)
-            outcome.append((chunk, actions))
-            vector_bytes += actions.vector_bytes
+            outcome.append((chunk, self._decide(chunk)))
+            vector_bytes += outcome[-1][1].vector_bytes
         if not outcome:
             return count
         self._producer.begin()
