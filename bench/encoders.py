@@ -45,9 +45,8 @@ from encoders.packing import pack
 from encoders.text import TextEncoder
 from schemas.vectors import Matrix
 
-WINDOW_ROUNDS = 2
-IN_FLIGHT_MAX = 2
-"""Both as in `streams.encode`, which needs Kafka."""
+IN_FLIGHT_MAX = 3
+"""As in `streams.encode`, which needs Kafka."""
 BUCKETS = ((1, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, 256), (257, 512))
 BUCKET_SHARE = 0.25
 """The tokens of a bucket's texts beside those of all posts: enough for more than a window of the default posts."""
@@ -114,7 +113,7 @@ def encode(encoder: TextEncoder, texts: int, parts: Iterable[Sequence[str]], bat
 def ours(encoder: TextEncoder, texts: list[str], batch_tokens: int | None = None) -> Answer:
     """Windows as the pipeline makes them of batches of so many tokens."""
     budget = batch_tokens or encoder.batch_tokens
-    return encode(encoder, len(texts), windows(texts, WINDOW_ROUNDS * encoder.workers * budget), budget)
+    return encode(encoder, len(texts), windows(texts, encoder.workers * budget), budget)
 
 
 def take_turns(sides: Mapping[str, Run], repeats: int, patience: float = math.inf) -> dict[str, Measured]:
@@ -243,7 +242,7 @@ class Bench:
     def host_costs(self) -> None:
         """CPU time of one thread, which a fast device waits for."""
         encoder, texts = self.encoder, self.posts.texts[:HOST_TEXTS_MAX]
-        parts = list(windows(texts, WINDOW_ROUNDS * encoder.workers * encoder.batch_tokens))
+        parts = list(windows(texts, encoder.workers * encoder.batch_tokens))
         padded, pad_position = not transformer_of(encoder).is_packed, transformer_of(encoder).pad_position
         variable = "TOKENIZERS_PARALLELISM"  # the tokenizer reads it at each call
         before = os.environ.get(variable)

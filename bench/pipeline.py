@@ -21,7 +21,6 @@ from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
 from schemas.post import Post, encode_post
 from streams import clients, clock
-from streams.encode import WINDOW_ROUNDS
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
 from streams.up import Pipeline
@@ -124,8 +123,8 @@ def bench_hits(posts_count: int, repeats: int, folder: Path) -> None:
 
 def encoder_alone(encoder: Encoder, posts: list[str]) -> Speed:
     """The yardstick of the miss path: windows of the pipeline's size through the engine, and no Kafka."""
-    window = max(1, WINDOW_ROUNDS * encoder.workers * encoder.batch_tokens // TOKENS_A_POST)
     with Engine(encoder, encoder.batch_tokens) as engine:
+        window = max(1, engine.window_tokens // TOKENS_A_POST)
         began_cpu_s, began_s = clock.cpu_s(), clock.perf_s()
         futures = [engine.submit(posts[start : start + window]) for start in range(0, len(posts), window)]
         for future in futures:

@@ -18,15 +18,17 @@ def plan_batches(lengths: Lengths, batch_tokens: int, *, padded: bool = False, w
     Sorted by length and longest first: equal lengths stand together, which is how packed attention computes them; the
     batch that needs most memory is the first, so a want of it shows at once; and little is `padded` where all of a
     batch are made as wide as its longest, which then counts. Equal lengths keep their order. An item longer than
-    `batch_tokens` is a batch of its own. Every index is in exactly one batch. Batches are smaller where more of
-    them, of equal size, keep all `workers` busy to the end.
+    `batch_tokens` is a batch of its own. Every index is in exactly one batch. Batches are smaller where as many of
+    them are then of equal size, or more of them, which keep all `workers` busy to the end.
     """
     order = np.argsort(-lengths, kind="stable")
     costs = np.maximum(1, lengths[order].astype(np.int64))
     ends = np.cumsum(costs)
-    budget = batch_tokens
-    if len(order) and workers > 1:
-        budget = min(budget, _share(int(ends[-1]), batch_tokens, workers) + int(costs[0]))  # so that none is left over
+    if not len(order):
+        return []
+    budget = min(
+        batch_tokens, _share(int(ends[-1]), batch_tokens, workers) + int(costs[0])
+    )  # so that none is left over
     batches: list[Batch] = []
     start = 0
     while start < len(order):

@@ -32,7 +32,8 @@ class EncodedBatch:
     """The vectors of many texts, in the order of the texts, and what they cost.
 
     vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
-    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of computing.
+    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of
+    computing, without the time in which a window that was done before was computed beside it: so they add up.
     failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
     their rows mean nothing. splits: how often a batch was halved for want of memory.
     """
@@ -48,7 +49,7 @@ class EncodedBatch:
 class Encoder(Protocol):
     """One exact version of a model: a text's vector depends on that text and `spec`, not on its neighbours.
 
-    `tokenise` and `encode` may run at the same time, each on one thread of its own.
+    Any number of threads may `tokenise` and `encode` at the same time.
     """
 
     spec: VersionSpec
@@ -62,10 +63,13 @@ class Encoder(Protocol):
         """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""
         ...
 
-    def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
+    def encode(
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, due_s: float = 0.0
+    ) -> EncodedBatch:
         """Compute the vectors, in batches of at most `batch_tokens` tokens, padding included.
 
-        `on_batch` is called after each batch: a window may take minutes, and so is seen to move.
+        `on_batch` is called after each batch: a window may take minutes, and so is seen to move. Of the batches of
+        several calls those of the one that is due first are computed first.
 
         MemoryError: the device has not the memory for such a batch; what was taken of it is free again.
         """

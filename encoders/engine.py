@@ -1,8 +1,9 @@
-"""The engine: tokenises one window of texts while it computes the one before."""
+"""The engine: tokenises one window of texts while it computes those before."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from threading import Lock
 
 # The shared clock lives in a package above this one; this reading is a metric and decides nothing.
 from time import perf_counter  # noqa: TID251
@@ -13,12 +14,16 @@ from encoders.device import BATCH_TOKENS_MIN
 from encoders.encoder import EncodedBatch, Encoder, Tokens
 from encoders.rescue import encode_each
 
+WINDOWS_MAX = 8
+"""Computed side by side; more wait. A window needs a thread only to wait for its batches."""
+
 
 class Engine:
-    """Two threads in a row: one tokenises, one computes, and both work outside the GIL most of the time.
+    """Tokenises on a thread of its own, and computes windows side by side, so that no core waits for a window's end.
 
-    Results come in the order of `submit`, called from one thread. Nothing here limits what is in flight: the
-    caller keeps as many windows open as it wants memory spent on; two keep the computing thread busy.
+    Windows that are due earlier come first, batch by batch; those due at the same time in the order of `submit`,
+    called from one thread. Nothing here limits what is in flight: the caller keeps as many windows open as it wants
+    memory spent on; three keep a device busy while the first of them is taken away.
     """
 
     def __init__(self, encoder: Encoder, batch_tokens: int, clock: Callable[[], float] = perf_counter) -> None:
@@ -28,35 +33,44 @@ class Engine:
         self.batches = 0
         """Batches computed so far: it moves while a long window is under way. Any thread may read it."""
         self._clock = clock
+        self._ended_s, self._ending = 0.0, Lock()
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
-        self._computer = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._windows = ThreadPoolExecutor(WINDOWS_MAX, thread_name_prefix="encode")
 
-    def submit(self, texts: Sequence[str]) -> Future[EncodedBatch]:
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of a window that suits the device: a batch for each of its workers."""
+        return self.encoder.workers * self.batch_tokens
+
+    def submit(self, texts: Sequence[str], due_s: float = 0.0) -> Future[EncodedBatch]:
         """Start on a window of n texts; the future gives its vectors, or raises what the encoder raised for it.
 
+        due_s: by any clock, the same one for all windows.
         Texts that alone do not fit the memory, or whose vectors are not finite, are in the batch's `failed`.
 
         RuntimeError: the engine is closed.
         """
         tokenised = self._tokeniser.submit(self.encoder.tokenise, texts)
-        # The computing thread itself waits for the tokens: windows keep their order, errors find their future.
-        return self._computer.submit(self._encode, tokenised)
+        # The window's thread itself waits for the tokens, so that errors find their future.
+        return self._windows.submit(self._encode, tokenised, due_s)
 
-    def _encode(self, tokenised: Future[Tokens]) -> EncodedBatch:
+    def _encode(self, tokenised: Future[Tokens], due_s: float) -> EncodedBatch:
         tokens = tokenised.result()
-        start = self._clock()
-        encoded = encode_each(self.encoder, tokens, self.batch_tokens, self._count)
-        if encoded.splits:
-            self.batch_tokens = max(BATCH_TOKENS_MIN, self.batch_tokens // 2)
-        return replace(encoded, encode_s=self._clock() - start)
+        start, batch_tokens = self._clock(), self.batch_tokens
+        encoded = encode_each(self.encoder, tokens, batch_tokens, self._count, due_s)
+        if encoded.splits:  # those of windows beside this one have the same cause
+            self.batch_tokens = min(self.batch_tokens, max(BATCH_TOKENS_MIN, batch_tokens // 2))
+        with self._ending:
+            began_s, self._ended_s = max(start, self._ended_s), self._clock()
+            return replace(encoded, encode_s=self._ended_s - began_s)
 
     def _count(self) -> None:
         self.batches += 1
 
     def close(self) -> None:
-        """Finish the window that is being computed, and cancel those behind it. May be called again."""
-        # The computing thread first: what it is at may still wait for the tokenising one.
-        self._computer.shutdown(cancel_futures=True)
+        """Finish the windows that are being computed, and cancel those behind them. May be called again."""
+        # These first: what they are at may still wait for the tokenising one.
+        self._windows.shutdown(cancel_futures=True)
         self._tokeniser.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:

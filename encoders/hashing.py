@@ -31,8 +31,10 @@ class HashEncoder:
         raw = [text.encode() for text in texts]
         return Tokens(np.fromiter(map(len, raw), np.int32, len(raw)), np.frombuffer(b"".join(raw), np.uint8))
 
-    def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
-        """(n, dims) float32 of norm 1. Nothing is padded, so `batch_tokens` has no say."""
+    def encode(
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, due_s: float = 0.0
+    ) -> EncodedBatch:
+        """(n, dims) float32 of norm 1. Nothing is padded and nothing waits: neither budget nor urgency has a say."""
         dims, shake, content = self.dims, hashlib.shake_128, tokens.ids.tobytes()
         bounds = pairwise(accumulate(tokens.lengths.tolist(), initial=0))
         digests = b"".join([shake(content[start:end]).digest(dims) for start, end in bounds])

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from encoders.encoder import Tokens
+from encoders.short_attention import SHORT_TOKENS_MAX, short_attention
 
 PACKED = "manyray_packed"
 """The name by which transformers' models find `packed_attention`."""
@@ -104,13 +105,20 @@ def packed_attention(
         attended = varlen_attn(q, k, v, *bounds, scale=scaling, window_size=sides, enable_gqa=True)
         return cast(Tensor, attended)[None], None
     out = torch.empty(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
+    is_plain = q.device.type == "cpu" and q.dtype == torch.float32 and k.shape == q.shape and not causal
+    scale = q.shape[2] ** -0.5 if scaling is None else scaling
     for tokens, shape in _equal_lengths(packed.lengths):
-        one, two, three = (tensor[tokens].unflatten(0, shape).transpose(1, 2) for tensor in (q, k, v))
+        one, two, three = (tensor[tokens].unflatten(0, shape) for tensor in (q, k, v))
+        attended = out[tokens].unflatten(0, shape)
+        if is_plain and window is None and shape[1] <= SHORT_TOKENS_MAX:
+            short_attention(one, two, three, scale, attended)
+            continue
+        one, two, three = (tensor.transpose(1, 2) for tensor in (one, two, three))
         mask = _band(shape[1], window, causal, q.device) if window else None
-        attended = scaled_dot_product_attention(
-            one, two, three, attn_mask=mask, scale=scaling, is_causal=causal and mask is None, enable_gqa=True
+        found = scaled_dot_product_attention(
+            one, two, three, attn_mask=mask, scale=scale, is_causal=causal and mask is None, enable_gqa=True
         )
-        out[tokens].unflatten(0, shape).copy_(attended.transpose(1, 2))
+        attended.copy_(found.transpose(1, 2))
     return out[None], None
 
 

@@ -1,9 +1,11 @@
 """The text encoder: tokenizers' Rust tokenizer, a transformers model, batches by tokens, exact pooling."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from functools import partial
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -17,10 +19,13 @@ from encoders.model_folder import check_dims, read_model_folder
 from encoders.packing import Packed, pack
 from encoders.pooling import pool
 from encoders.transformer import load_transformer
+from encoders.urgency import UrgentFirst
 from encoders.version import VersionSpec
 from schemas.errors import Fatal
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_GPU_BATCHES = 2
+"""One is computed, and the next waits in the GPU's queue."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -31,9 +36,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 class TextEncoder:
     """A sentence-transformers or transformers folder on one device, with sentence-transformers' own vectors.
 
-    Arithmetic is the dtype's own: no TF32, no autocast. `encode` is for one thread at a time; `tokenise` may
-    run beside it. On a CPU each core computes a batch of its own: cores that share one wait for each other at every
-    layer. A GPU gets one batch after another, and its host waits only for the last.
+    Arithmetic is the dtype's own: no TF32, no autocast. Any number of threads may `tokenise` and `encode` at a
+    time. On a CPU each core computes a batch of its own: cores that share one wait for each other at every layer. A
+    GPU has the next batch waiting while it computes one, and no more, so that an urgent one is never behind many.
     """
 
     def __init__(
@@ -52,7 +57,8 @@ class TextEncoder:
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="compute")
+        self._threads = UrgentFirst(self.workers if self.device.type == "cpu" else _GPU_BATCHES, "compute")
+        self._launching = Lock()
         self._transformer = load_transformer(found, spec.max_tokens, dtype, self.device, spec.truncation_side)
         self.max_tokens = self._transformer.max_tokens
         self._poolings = found.poolings if spec.pooling is None else (spec.pooling,)
@@ -86,10 +92,12 @@ class TextEncoder:
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
         return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
 
-    def encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None) -> EncodedBatch:
-        """(n, dims) float32. On a GPU `on_batch` tells of a launch."""
+    def encode(
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, due_s: float = 0.0
+    ) -> EncodedBatch:
+        """(n, dims) float32."""
         try:
-            return self._encode(tokens, batch_tokens, on_batch)
+            return self._encode(tokens, batch_tokens, on_batch, due_s)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -97,7 +105,7 @@ class TextEncoder:
         torch.cuda.empty_cache()
         raise MemoryError(f"a batch of batch_tokens={batch_tokens} does not fit the memory of {self.device}")
 
-    def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object]) -> EncodedBatch:
+    def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], due_s: float) -> EncodedBatch:
         is_packed = self._transformer.is_packed
         batches = plan_batches(tokens.lengths, batch_tokens, padded=not is_packed, workers=self.workers)
         if not batches:
@@ -105,27 +113,35 @@ class TextEncoder:
         order = np.concatenate(batches)
         window = pack(tokens, order, self._transformer.pad_position, self.device)
         bounds = list(pairwise(accumulate(map(len, batches), initial=0)))
-        parts = self._side_by_side([window.part(*bound) for bound in bounds], on_batch)
+        parts = self._side_by_side([window.part(*bound) for bound in bounds], on_batch, due_s)
         vectors = np.empty((len(order), self.dims), np.float32)
-        # One copy, so that a GPU never waits between two batches.
-        vectors[order] = torch.cat(parts).cpu().numpy()
+        vectors[order] = torch.cat(parts).numpy()
         real = int(tokens.lengths.sum(dtype=np.int64))
         computed = real if is_packed else padded_tokens(tokens.lengths, batches)
         return EncodedBatch(vectors, tokens=real, padded_tokens=computed)
 
-    def _side_by_side(self, batches: list[Packed], on_batch: Callable[[], object]) -> list[torch.Tensor]:
+    def _side_by_side(self, batches: list[Packed], on_batch: Callable[[], object], due_s: float) -> list[torch.Tensor]:
         """A batch a core, or several cores a batch where there are more cores than batches."""
         threads = max(1, self.workers // len(batches))
-        futures = [self._pool.submit(self._compute_with, threads, batch) for batch in batches]
+        futures = [self._threads.submit(due_s, partial(self._compute_with, threads, batch)) for batch in batches]
         for future in as_completed(futures):
             if future.exception() is None:
                 on_batch()
         return [future.result() for future in futures]
 
     def _compute_with(self, threads: int, batch: Packed) -> torch.Tensor:
-        if torch.get_num_threads() != threads:  # of this thread
-            torch.set_num_threads(threads)
-        return self._compute(batch)
+        if self.device.type == "cpu":
+            if torch.get_num_threads() != threads:  # of this thread
+                torch.set_num_threads(threads)
+            return self._compute(batch)
+        with self._launching:  # of one batch after another, whose activations then take the same memory
+            vectors = self._compute(batch)
+            found = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+            found.copy_(vectors, non_blocking=True)
+            computed = torch.cuda.Event()
+            computed.record()
+        computed.synchronize()
+        return found
 
     @torch.inference_mode()
     def _compute(self, batch: Packed) -> torch.Tensor:

@@ -69,10 +69,13 @@ def slow_encoder() -> None:
     encode = HashEncoder.encode
     slow = Path(os.environ[failpoints.VARIABLE]) / "slow"
 
-    def slowly(self: HashEncoder, tokens: Any, batch_tokens: int, on_batch: Any = lambda: None) -> Any:
-        if slow.exists():
-            clock.sleep_s(float(slow.read_text()))
-        return encode(self, tokens, batch_tokens, on_batch)
+    device = threading.Lock()
+
+    def slowly(self: HashEncoder, tokens: Tokens, batch_tokens: int, *rest: Any) -> EncodedBatch:
+        with device:
+            if slow.exists():
+                clock.sleep_s(float(slow.read_text()))
+            return encode(self, tokens, batch_tokens, *rest)
 
     HashEncoder.encode = slowly
 

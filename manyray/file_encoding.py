@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from encoders.encoder import EncodedBatch, Encoder
+from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
 from manyray.progress import show_progress
@@ -107,8 +107,7 @@ class _Run:
     def __init__(self, settings: Settings, engine: Engine, segments: Segments) -> None:
         self._settings, self._engine, self._segments = settings, engine, segments
         self._in_flight: deque[Future[EncodedBatch]] = deque()
-        encoder: Encoder = engine.encoder
-        self._window_tokens = settings.window_tokens or 2 * encoder.workers * engine.batch_tokens
+        self._window_tokens = settings.window_tokens or engine.window_tokens
 
     def go(self, posts: Iterator[Post]) -> Iterator[tuple[int, int]]:
         """How many posts are done, and how many of these were computed now, each time a segment is."""

@@ -39,10 +39,8 @@ from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
 
-IN_FLIGHT_MAX = 2
-"""Windows submitted and not yet published: one is computed while the one before is published."""
-WINDOW_ROUNDS = 2
-"""Batches of each worker in a window, unless window_tokens is set: enough to share out, few enough to come out soon."""
+IN_FLIGHT_MAX = 3
+"""Windows submitted and not yet published: two are computed while the one before them is published."""
 UNEMBEDDED_MAX = 8
 """Distinct contents in a row without a vector: so many are not the fault of posts."""
 WARM_UP_TIMEOUT_S = 300.0
@@ -61,7 +59,6 @@ class Encode:
         metrics: Metrics,
         engine: Engine,
         *,
-        window_tokens: int,
         stop: threading.Event,
     ) -> None:
         """Open the producer, then become a member.
@@ -71,7 +68,6 @@ class Encode:
             Fatal: they did not answer.
         """
         self._settings, self._topics, self._metrics, self._engine = settings, topics, metrics, engine
-        self._window_tokens = window_tokens
         self._wait_s = settings.encode_wait_ms / 1000
         vector_bytes = max(1, engine.encoder.dims * topics.form.bits // 8)
         self._posts_max = max(1, min(settings.transaction_posts_max, VECTOR_BYTES_MAX // vector_bytes))
@@ -115,7 +111,7 @@ class Encode:
         if self._unsure:
             raise Retry("windows were dropped in a rebalance")
         now_s = clock.monotonic_s()
-        full = self._window.is_full(self._window_tokens, self._posts_max)
+        full = self._window.is_full(self._settings.window_tokens or self._engine.window_tokens, self._posts_max)
         due = full or self._window.is_old(now_s, self._wait_s)
         self.member.report_lag()
         if self._trial is not None:
@@ -355,9 +351,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     if fitting < batch_tokens:
         _log.warning("batch_tokens=%d does not fit the memory of the device: %d it is", batch_tokens, fitting)
         batch_tokens = fitting
-    window_tokens = settings.window_tokens or WINDOW_ROUNDS * encoder.workers * batch_tokens
     with Engine(encoder, batch_tokens) as engine:
-        encode = Encode(settings, topics, metrics, engine, window_tokens=window_tokens, stop=stop)
+        encode = Encode(settings, topics, metrics, engine, stop=stop)
         member = encode.member
         health.waits_for = lambda: member.waits_for
         watch(settings, health, member.positions.copy, beat=lambda: engine.batches)

@@ -111,7 +111,9 @@ class Metrics:
             encode_padded_tokens=counter("encode_padded_tokens_total", "tokens computed, padding included"),
             encode_window_tokens=histogram("encode_window_tokens", "tokens in a window", _TOKENS),
             encode_queue_seconds=histogram("encode_queue_seconds", "a window's age at its submission", _SECONDS),
-            encode_seconds=histogram("encode_seconds", "compute of a window", _SECONDS),
+            encode_seconds=histogram(
+                "encode_seconds", "compute of a window, but for what the one before it had of it", _SECONDS
+            ),
             transaction_seconds=histogram("transaction_seconds", "from begin to committed", _SECONDS),
             transaction_failures=counter("transaction_failures_total", "transactions aborted or given up"),
             consumer_lag=gauge("consumer_lag", "records not yet processed", "topic", "partition"),

@@ -1,7 +1,5 @@
 """Laws of the batch plan."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,12 +40,18 @@ def test_longest_first_and_equal_lengths_in_order(lengths, batch_tokens, how):
     assert planned == sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
-@given(lengths_of_texts, budgets, st.booleans())
-def test_no_batch_could_take_the_next_text(lengths, batch_tokens, padded):
-    """With one worker a batch is closed only because the next text would break its budget."""
-    batches = plan_batches(lengths, batch_tokens, padded=padded)
-    for batch, following in pairwise(batches):
-        assert cost(lengths[np.append(batch, following[0])], padded) > batch_tokens
+@given(lengths_of_texts, budgets)
+def test_one_worker_has_no_more_batches_than_the_budget_asks_for(lengths, batch_tokens):
+    """As many as if each took all that it can; but of about equal size."""
+    greedy, left = 0, -1
+    for item in sorted(np.maximum(1, lengths).tolist(), reverse=True):
+        greedy, left = (greedy, left - item) if item <= left else (greedy + 1, batch_tokens - item)
+    assert len(plan_batches(lengths, batch_tokens)) == greedy
+
+
+def test_what_is_little_over_the_budget_is_two_halves():
+    """And not a full batch and a rest, for which a device has to start as well."""
+    assert [len(batch) for batch in plan_batches(np.full(110, 20, np.int32), 2_000)] == [56, 54]
 
 
 @given(lengths_of_texts, budgets)

@@ -1,4 +1,4 @@
-"""Laws of the engine: order, overlap, errors, close."""
+"""Laws of the engine: order, overlap, urgency, errors, close."""
 
 import threading
 from concurrent.futures import CancelledError
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from encoders import Engine, load_encoder
+from encoders.engine import WINDOWS_MAX
 from encoders.hashing import HashEncoder
+from encoders.urgency import UrgentFirst
 
 
 class GatedEncoder(HashEncoder):
@@ -17,7 +19,7 @@ class GatedEncoder(HashEncoder):
     def __init__(self):
         plain = load_encoder("hash:16")
         super().__init__(plain.spec, plain.dims)
-        self.gate, self.computing, self.tokenised = threading.Event(), threading.Event(), threading.Semaphore(0)
+        self.gate, self.computing, self.tokenised = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
 
     def tokenise(self, texts):
         """As the hash encoder, counted."""
@@ -25,11 +27,11 @@ class GatedEncoder(HashEncoder):
         self.tokenised.release()
         return tokens
 
-    def encode(self, tokens, batch_tokens, on_batch=lambda: None):
+    def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
         """As the hash encoder, once the gate is open."""
-        self.computing.set()
+        self.computing.release()
         assert self.gate.wait(20)
-        return super().encode(tokens, batch_tokens, on_batch)
+        return super().encode(tokens, batch_tokens, on_batch, due_s)
 
 
 def test_results_are_those_of_the_encoder_in_order_of_submission():
@@ -47,17 +49,47 @@ def test_results_are_those_of_the_encoder_in_order_of_submission():
     assert len(finished) == len(windows)
 
 
-def test_the_next_window_is_tokenised_while_this_one_is_computed():
-    """Tokenising of window k+1 does not wait for the vectors of window k."""
+def test_windows_are_tokenised_and_computed_side_by_side():
+    """Neither the tokens nor the vectors of window k+1 wait for the vectors of window k."""
     encoder = GatedEncoder()
     with Engine(encoder, 1024) as engine:
         first, second = engine.submit(["a"]), engine.submit(["b"])
-        assert encoder.tokenised.acquire(timeout=20)
-        assert encoder.tokenised.acquire(timeout=20)
+        for reached in (encoder.tokenised, encoder.computing):
+            assert reached.acquire(timeout=20)
+            assert reached.acquire(timeout=20)
         assert not first.done()
         encoder.gate.set()
-        assert second.result(20).vectors.shape == (1, 16)
-        assert first.done()
+        assert second.result(20).vectors.shape == first.result(20).vectors.shape == (1, 16)
+
+
+def test_what_is_due_first_begins_first():
+    """Of the calls that wait for a thread, whatever the order in which they came; equals keep theirs."""
+    begun = []
+    gate, at_work = threading.Event(), threading.Event()
+    threads = UrgentFirst(1, "test")
+
+    def hold():
+        at_work.set()
+        assert gate.wait(20)
+
+    held = threads.submit(0.0, hold)
+    assert at_work.wait(20)
+    dues = [3.0, 1.0, 2.0, 1.0, -1.0, 3.0]
+    futures = [threads.submit(due_s, lambda call=call: begun.append(call)) for call, due_s in enumerate(dues)]
+    futures[2].cancel()
+    gate.set()
+    for future in (held, *futures[:2], *futures[3:]):
+        future.result(20)
+    assert begun == [4, 1, 3, 0, 5]
+
+
+def test_an_error_of_a_call_is_its_own():
+    """The thread goes on with the next one."""
+    threads = UrgentFirst(1, "test")
+    bad, good = threads.submit(0.0, lambda: {}["a"]), threads.submit(0.0, lambda: 7)
+    with pytest.raises(KeyError):
+        bad.result(20)
+    assert good.result(20) == 7
 
 
 def test_an_error_is_its_own_windows_alone():
@@ -80,19 +112,20 @@ def test_an_error_of_computing_reaches_its_future():
         engine.submit(["a"]).result(20)
 
 
-def test_close_finishes_the_window_at_work_and_cancels_the_rest():
+def test_close_finishes_the_windows_at_work_and_cancels_the_rest():
     """No future is left hanging by a close, and nothing can be submitted after it."""
     encoder = GatedEncoder()
     engine = Engine(encoder, 1024)
-    futures = [engine.submit(["a"]) for _ in range(5)]
-    assert encoder.computing.wait(20)
+    futures = [engine.submit(["a"]) for _ in range(WINDOWS_MAX + 4)]
+    for _ in range(WINDOWS_MAX):
+        assert encoder.computing.acquire(timeout=20)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    for future in futures[1:]:
+    for future in futures[WINDOWS_MAX:]:
         with pytest.raises(CancelledError):
             future.result(20)
     encoder.gate.set()
-    assert futures[0].result(20).tokens == 1
+    assert [future.result(20).tokens for future in futures[:WINDOWS_MAX]] == [1] * WINDOWS_MAX
     closing.join(20)
     engine.close()
     with pytest.raises(RuntimeError):

@@ -77,9 +77,9 @@ def put_misses(settings: Settings, topics: Topics, numbers: range) -> None:
 @contextmanager
 def encoding(settings: Settings, topics: Topics, metrics: Metrics) -> Iterator[Encode]:
     """An encoder that has embedded the first 100 posts; it is ended in order."""
-    small = settings.model_copy(update={"encode_wait_ms": 1})
+    small = settings.model_copy(update={"encode_wait_ms": 1, "window_tokens": 64})
     with Engine(load_encoder("hash"), 1_024) as engine:
-        encode = Encode(small, topics, metrics, engine, window_tokens=64, stop=threading.Event())
+        encode = Encode(small, topics, metrics, engine, stop=threading.Event())
         with closing(encode):
             put_misses(settings, topics, range(100))
             done = metrics.encode_posts._value.get

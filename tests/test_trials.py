@@ -51,7 +51,7 @@ def test_who_leaves_in_between_is_gone_on_after(settings: Settings) -> None:
     group.commit(offsets=[TopicPartition(place.topic, 0, 0, metadata=died)], asynchronous=False)
     for done in range(1, TEXTS + 1):
         with Engine(load_encoder("hash"), 1_024) as engine:
-            owner = Encode(settings, topics, Metrics.create(), engine, window_tokens=1_024, stop=threading.Event())
+            owner = Encode(settings, topics, Metrics.create(), engine, stop=threading.Event())
             wait_until(owner.step, "a content is done", lambda: None)
             owner.close()
         (left,) = group.committed([place], 60)
