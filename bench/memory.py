@@ -31,8 +31,8 @@ from bench.machine import describe, rss_mib
 from streams import clock
 from streams.dedup import MISS_POSTS_MAX
 from streams.dedup_app import LANE_RECORDS_MAX, STREAM_RECORDS_MAX
-from streams.encode import IN_FLIGHT_MAX
 from streams.metrics import read_metrics
+from streams.miss_lane import IN_FLIGHT_MAX
 from streams.settings import Settings, load_settings
 from streams.topics import Topics
 from streams.up import Pipeline
@@ -59,7 +59,7 @@ def queues_max(settings: Settings) -> dict[str, int]:
     """The bounds of what waits in roles, by the label of `manyray_queue_length`."""
     return {
         "lane_records": LANE_RECORDS_MAX + STREAM_RECORDS_MAX,  # its agent still has some when fetching stops
-        "windows": IN_FLIGHT_MAX,
+        "windows": 2 * IN_FLIGHT_MAX,
         "window_posts": settings.transaction_posts_max + MISS_POSTS_MAX,  # the last chunk passes the limit
     }
 
@@ -78,7 +78,14 @@ def bound_topics(settings: Settings) -> None:
                 for name, value in values.items()
             ],
         )
-        for topic in (*topics.posts, topics.lookups, topics.misses, topics.embeddings, topics.vectors)
+        for topic in (
+            *topics.posts,
+            topics.lookups,
+            topics.misses,
+            topics.backfill_misses,
+            topics.embeddings,
+            topics.vectors,
+        )
     ]
     for future in admin.incremental_alter_configs(changes).values():
         future.result(30)

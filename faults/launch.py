@@ -77,7 +77,7 @@ def slow_encoder() -> None:
                 clock.sleep_s(float(slow.read_text()))
             return encode(self, tokens, batch_tokens, *rest)
 
-    HashEncoder.encode = slowly
+    HashEncoder.encode = slowly  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def poison() -> None:

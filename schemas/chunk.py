@@ -32,6 +32,7 @@ class ChunkBuilder:
     post_sources: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     posted_ms: list[int] = field(default_factory=list)
+    is_backfill: bool = False
     size_bytes: int = 0
     """About the size of the chunk when serialised, its sources (up to 300 bytes each) not counted."""
 
@@ -75,6 +76,7 @@ class ChunkBuilder:
             post_sources=self.post_sources,
             offsets=self.offsets,
             posted_ms=self.posted_ms,
+            backfill=self.is_backfill,
         )
 
 
@@ -116,7 +118,7 @@ def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> 
 
 def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
     """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
-    builder = ChunkBuilder()
+    builder = ChunkBuilder(is_backfill=chunk.backfill)
     sources = [(source.topic, source.partition) for source in chunk.sources]
     for post in posts:
         content = chunk.contents[post]

@@ -1,13 +1,14 @@
 """Encode: misses in, embeddings and vectors out, both in one transaction with the offsets of the misses.
 
-One thread owns all Kafka clients. It gathers windows, and while the engine computes one, gathers and publishes others.
+One thread owns all Kafka clients. It gathers windows, and while the engine computes some, gathers and publishes others.
+Misses come in two lanes, live and backfill; a window is of one of them, and live ones are computed first.
 """
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, wait
+from itertools import chain
 
 from confluent_kafka import TopicPartition
 
@@ -17,13 +18,14 @@ from encoders.load import load_encoder, warm_up
 from schemas.chunk import Place, parse_chunk, part_of, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
-from schemas.errors import Fatal, Reject, Retry
+from schemas.errors import Reject, Retry
 from schemas.internal_pb2 import Chunk
 from streams import clock
 from streams.attempts import keep_going, with_retries
 from streams.failpoints import reach
 from streams.group import Member
 from streams.metrics import Metrics
+from streams.miss_lane import MissLane
 from streams.recent import RecentVectors
 from streams.rejected import Original, read_back, send_rejected
 from streams.role import begin
@@ -33,16 +35,15 @@ from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
 from streams.transactions import VECTOR_BYTES_MAX, StageProducer
+from streams.unembedded import Unembedded
 from streams.version import model_of
 from streams.watchdog import ended_after, watch
 from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
 
-IN_FLIGHT_MAX = 3
-"""Windows submitted and not yet published: two are computed while the one before them is published."""
-UNEMBEDDED_MAX = 8
-"""Distinct contents in a row without a vector: so many are not the fault of posts."""
+BACKFILL_PATIENCE_S = 10.0
+"""A window of the backfill is computed after this even while live ones wait: what stands still looks like a stall."""
 WARM_UP_TIMEOUT_S = 300.0
 """A device that hangs answers nobody; a large model on a slow one takes minutes."""
 _IDLE_WAIT_S = 0.1
@@ -50,7 +51,7 @@ _BUSY_WAIT_S = 0.005
 
 
 class Encode:
-    """One encode process: a member of the group, an engine, and a producer."""
+    """One encode process: a lane of live misses and one of a backfill's, an engine, and a producer."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Encode:
         *,
         stop: threading.Event,
     ) -> None:
-        """Open the producer, then become a member.
+        """Open the producer, then become a member of both lanes' groups.
 
         Raises:
             Retry: `stop` was set before the brokers answered.
@@ -76,28 +77,32 @@ class Encode:
         for reason in DETAILS:  # a series that begins at its first rejection has not grown, and alerts nobody
             metrics.encode_rejected.labels(reason)
         self._recent = RecentVectors(settings.recent_vectors_mib * 2**20)
-        self._window = Window()
-        self._in_flight: deque[Submitted] = deque()
         self._unsure = False
         """What was read is dropped, or perhaps published: nothing more is, until it is read again."""
         self._trial: Iterator[bool] | None = None
-        self._unembedded: set[bytes] = set()
+        self._is_flowing = False
+        """Whether there was something to read the last time."""
+        self._unembedded = Unembedded(settings.model)
         self.producer = StageProducer.create(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
         with_retries(self.producer.open, stop)
-        self.member = Member.join(
-            settings,
-            f"manyray.encode.{settings.ray}",
-            [topics.misses],
-            metrics,
-            on_revoke=self._on_revoke,
-            on_lost=self._drop,
-        )
-        self._suspicions = Suspicions(self.member, self.producer)
+        group = f"manyray.encode.{settings.ray}"
+        live = self._join(group, topics.misses, 0.0)
+        backfill = self._join(f"{group}.backfill", topics.backfill_misses, BACKFILL_PATIENCE_S)
+        self.lanes = (live, backfill)
+        """The most urgent first."""
         metrics.encode_batch_tokens.set_function(lambda: engine.batch_tokens)
-        metrics.queue_length.labels("windows").set_function(lambda: len(self._in_flight))
-        metrics.queue_length.labels("window_posts").set_function(lambda: self._window.posts)
+        metrics.queue_length.labels("windows").set_function(lambda: sum(len(lane.in_flight) for lane in self.lanes))
+        metrics.queue_length.labels("window_posts").set_function(lambda: sum(lane.window.posts for lane in self.lanes))
+
+    def positions(self) -> dict[Place, int]:
+        """The next offset to process of each partition owned. Any thread may ask."""
+        return dict(chain.from_iterable(lane.member.positions.copy().items() for lane in self.lanes))
+
+    def waits_for(self) -> str:
+        """Why it does not read all that it owns now; empty when it does. Any thread may ask."""
+        return next(filter(None, (lane.member.waits_for for lane in self.lanes)), "")
 
     def step(self) -> bool:
         """Do the most urgent thing: publish what is computed, else submit what is due, else read.
@@ -110,88 +115,120 @@ class Encode:
         """
         if self._unsure:
             raise Retry("windows were dropped in a rebalance")
-        now_s = clock.monotonic_s()
-        full = self._window.is_full(self._settings.window_tokens or self._engine.window_tokens, self._posts_max)
-        due = full or self._window.is_old(now_s, self._wait_s)
-        self.member.report_lag()
+        for lane in self.lanes:
+            lane.member.report_lag()
         if self._trial is not None:
             if next(self._trial, False):
                 return True
             self._trial = None
-        if self._in_flight and self._in_flight[0].future.done():
-            self._publish_first()
-            return True
-        if due and self._may_begin():
-            self._begin()
-        elif full:
-            wait([self._in_flight[0].future], _IDLE_WAIT_S)
-        else:
-            self.member.commit_ends(self.producer)
-            busy = bool(self._in_flight or self._window.chunks)
-            self._read(min(self._wait_s, _BUSY_WAIT_S) if busy else _IDLE_WAIT_S)
+        for lane in self.lanes:
+            if lane.is_computed:
+                self._publish_first(lane)
+                return True
+        now_s = clock.monotonic_s()
+        for lane in self.lanes:
+            if (self._is_full(lane) or lane.window.is_old(now_s, self._wait_s)) and lane.may_begin():
+                self._begin(lane)
+                return False
+        self._read()
         return False
 
     def recover(self) -> None:
         """After a Retry: drop what is under way, end the transaction, read again from what was committed."""
-        self.member.waits_for = "it goes back to what is committed"
+        for lane in self.lanes:
+            lane.member.waits_for = "it goes back to what is committed"
         self._drop()
         self.producer.open()
-        self.member.rewind()
+        for lane in self.lanes:
+            lane.member.rewind()
         self._unsure = False
 
     def finish(self) -> None:
         """Publish everything that is under way, unless something before it was dropped, or may be there already."""
-        if self._unsure:
-            return
-        while self._in_flight or self._window.chunks:
-            if not self._in_flight:
-                self._begin()
-            self._await(self._in_flight[0])
-            self._publish_first()
+        for lane in self.lanes:
+            self._finish(lane)
+
+    def commit_last_ends(self) -> None:
+        """At a stop: see `Member.commit_last_ends`."""
+        for lane in self.lanes:
+            lane.member.commit_last_ends(self.producer)
 
     def close(self) -> None:
-        """Leave the group; what is under way is published first, if it can be."""
-        self.member.close()
+        """Leave the groups; what is under way is published first, if it can be."""
+        for lane in self.lanes:
+            lane.member.close()
         self.producer.close()
 
-    def _read(self, wait_s: float) -> None:
+    def _join(self, group: str, topic: str, patience_s: float) -> MissLane:
+        member = Member.join(
+            self._settings,
+            group,
+            [topic],
+            self._metrics,
+            on_revoke=lambda: self._on_revoke(lane),
+            on_lost=self._drop,
+        )
+        lane = MissLane(member, Suspicions(member, self.producer), patience_s)
+        return lane
+
+    def _is_full(self, lane: MissLane) -> bool:
+        return lane.window.is_full(self._settings.window_tokens or self._engine.window_tokens, self._posts_max)
+
+    def _read(self) -> None:
+        """Read a chunk of each lane that has room; wait for one, or for a window, where none has come."""
+        open_lanes = [lane for lane in self.lanes if not self._is_full(lane)]
+        if not open_lanes:
+            wait([lane.in_flight[0].future for lane in self.lanes], _IDLE_WAIT_S, FIRST_COMPLETED)
+            return
+        is_busy = any(lane.in_flight or lane.window.chunks for lane in self.lanes)
+        wait_s = min(self._wait_s, _BUSY_WAIT_S) if is_busy else _IDLE_WAIT_S
+        wait_s = 0.0 if self._is_flowing else wait_s
+        self._is_flowing = False
+        for lane in open_lanes:
+            lane.member.commit_ends(self.producer)
+            self._read_lane(lane, wait_s)
+            if self._unsure or self._trial is not None:
+                return
+            wait_s = 0.0  # of one lane only
+
+    def _read_lane(self, lane: MissLane, wait_s: float) -> None:
         """Read a chunk into the window, or begin with trying its contents."""
-        for message in self.member.read(1, wait_s):
+        for message in lane.member.read(1, wait_s):
             if self._unsure:  # in a rebalance, within this very call: what came after it is read again too
                 return
+            self._is_flowing = True
             place = (message.topic() or "", message.partition() or 0)
             where = f"{place[0]}/{place[1]} offset {message.offset()}"
             chunk = parse_chunk(message.value(), where, accept_gaps=self._settings.accept_gaps)
             if chunk.version != self._topics.version:
                 rekey(chunk, self._fingerprint, self._topics.version)
             offset = message.offset() or 0
-            suspicion = self._suspicions.at(place, offset)
+            suspicion = lane.suspicions.at(place, offset)
             if suspicion is None or not suspicion.is_suspect:
-                self._window.add(chunk, place, offset, clock.monotonic_s())
+                lane.window.add(chunk, place, offset, clock.monotonic_s())
             else:
-                self._trial = self._try(chunk, place, offset, suspicion)
+                self._trial = self._try(lane, chunk, place, offset, suspicion)
 
-    def _may_begin(self) -> bool:
-        """Whether one more window may be computed. The first one of a partition is alone: if we die, it was that."""
-        if not self._in_flight:
-            return True
-        last = self._in_flight[-1].window
-        return len(self._in_flight) < IN_FLIGHT_MAX and not self._suspicions.is_open(self._window, last)
+    def _begin(self, lane: MissLane) -> None:
+        lane.suspicions.begin(lane.window)
+        lane.in_flight.append(self._submit(lane, lane.take()))
 
-    def _begin(self) -> None:
-        self._suspicions.begin(self._window)
-        window, self._window = self._window, Window()
-        self._in_flight.append(self._submit(window))
+    def _finish(self, lane: MissLane) -> None:
+        while (lane.in_flight or lane.window.chunks) and not self._unsure:
+            if not lane.in_flight:
+                self._begin(lane)
+            self._await(lane.in_flight[0])
+            self._publish_first(lane)
 
-    def _try(self, chunk: Chunk, place: Place, offset: int, suspicion: Suspicion) -> Iterator[bool]:
+    def _try(self, lane: MissLane, chunk: Chunk, place: Place, offset: int, suspicion: Suspicion) -> Iterator[bool]:
         """Compute and publish a suspect chunk alone; if it killed, what is left of it, a content a step.
 
         Between two steps nothing is open, so that neither a stop nor a failed transaction counts as a death.
         """
-        self.finish()  # what came before is none of it
+        self.finish()  # what came before is none of it, nor is what another lane has under way
         if not suspicion.is_careful:
-            self._window.add(chunk, place, offset, clock.monotonic_s())
-            self.finish()
+            lane.window.add(chunk, place, offset, clock.monotonic_s())
+            self._finish(lane)
             yield True
             return
         fingerprints = split_fingerprints(chunk.fingerprints)
@@ -199,21 +236,21 @@ class Encode:
             part = Window()
             part.add(part_of(chunk, content), place, offset, clock.monotonic_s())
             if suspicion.is_found:
-                done = self._submit(part, {fingerprints[content]: KILLS_ENCODER})
+                done = self._submit(lane, part, {fingerprints[content]: KILLS_ENCODER})
             else:
-                self._suspicions.mark({place: (offset, suspicion.tried(self._suspicions.me))})
-                done = self._submit(part)
+                lane.suspicions.mark({place: (offset, suspicion.tried(lane.suspicions.me))})
+                done = self._submit(lane, part)
                 self._await(done)
-                self._suspicions.mark({place: (offset, suspicion)})
+                lane.suspicions.mark({place: (offset, suspicion)})
             suspicion = suspicion.after_content()
             if content + 1 < len(fingerprints):
                 part.next_offsets[place] = offset
-                self._publish(done, {place: suspicion})
+                self._publish(lane, done, {place: suspicion})
             else:
-                self._publish(done, self._suspicions.after(part))
+                self._publish(lane, done, lane.suspicions.after(part))
             yield True
 
-    def _submit(self, window: Window, refused: Mapping[bytes, str] | None = None) -> Submitted:
+    def _submit(self, lane: MissLane, window: Window, refused: Mapping[bytes, str] | None = None) -> Submitted:
         """Give the engine what is to be computed of a window; `refused` are contents that are not, and why."""
         failed = dict(refused or {})
         known: dict[bytes, bytes] = {}
@@ -222,33 +259,34 @@ class Encode:
             vector = self._recent.get(fingerprint)
             if vector is not None:
                 known[fingerprint] = vector
-            elif lender := next((earlier for earlier in self._in_flight if fingerprint in earlier.window.texts), None):
+            elif lender := next((earlier for earlier in lane.in_flight if fingerprint in earlier.window.texts), None):
                 lent[fingerprint] = lender
         computing = [
             fingerprint
             for fingerprint in window.texts
             if fingerprint not in known and fingerprint not in lent and fingerprint not in failed
         ]
-        future = self._engine.submit([window.texts[fingerprint].decode() for fingerprint in computing])
+        texts = [window.texts[fingerprint].decode() for fingerprint in computing]
+        future = self._engine.submit(texts, window.first_s + lane.patience_s)
         reach("encode.computing")
         queued_s = clock.monotonic_s() - window.first_s
         return Submitted(window, computing, future, known, lent, queued_s, failed=failed)
 
-    def _publish_first(self) -> None:
-        done = self._in_flight[0]
+    def _publish_first(self, lane: MissLane) -> None:
+        done = lane.in_flight[0]
         self._unsure = True  # whatever ends this, until it is forgotten it may be there already
-        self._publish(done, self._suspicions.after(done.window))
-        self._in_flight.popleft()
+        self._publish(lane, done, lane.suspicions.after(done.window))
+        lane.in_flight.popleft()
         self._unsure = False
 
-    def _publish(self, done: Submitted, left: Mapping[Place, Suspicion | None]) -> None:
+    def _publish(self, lane: MissLane, done: Submitted, left: Mapping[Place, Suspicion | None]) -> None:
         """One transaction: embeddings of all posts of a window, or why they have none; its new vectors; its offsets.
 
         `left` is what stays to be known of what comes next in its partitions.
         """
         batch = done.future.result()
         done.settle(batch, self._topics.form)
-        self._check_encoder(done)
+        self._unembedded.note(done)
         rejected = self._rejected(done)
         self.producer.begin()
         for original, cause in rejected:
@@ -262,26 +300,13 @@ class Encode:
                 TopicPartition(*place, offset, metadata=str(left[place] or ""))
                 for place, offset in done.window.next_offsets.items()
             ],
-            self.member.consumer,
+            lane.member.consumer,
         )
         for fingerprint, vector in done.vectors.items():
             self._recent.put(fingerprint, vector)
-        self._suspicions.committed(left)
-        self.member.processed(done.window.next_offsets)
+        lane.suspicions.committed(left)
+        lane.member.processed(done.window.next_offsets)
         self._observe(done, batch, rejected)
-
-    def _check_encoder(self, done: Submitted) -> None:
-        """Tell an encoder that is broken, or has its memory taken, from texts that are too much for it."""
-        if done.vectors:
-            self._unembedded.clear()
-            return
-        self._unembedded.update(one for one, reason in done.failed.items() if reason != KILLS_ENCODER)
-        if len(self._unembedded) >= UNEMBEDDED_MAX:
-            reasons = ", ".join(sorted(set(done.failed.values())))
-            raise Fatal(
-                f"the encoder {self._settings.model} has no vector for {len(self._unembedded)} contents in a row "
-                f"({reasons}): check its weights, and who else takes its device's memory"
-            )
 
     def _rejected(self, done: Submitted) -> list[tuple[Original, Reject]]:
         """The posts of a window that get no embedding, as they were written."""
@@ -303,22 +328,19 @@ class Encode:
         metrics.encode_seconds.observe(batch.encode_s)
         metrics.encode_queue_seconds.observe(done.queued_s)
 
-    def _on_revoke(self) -> None:
+    def _on_revoke(self, lane: MissLane) -> None:
         """Partitions go to another member: publish what is under way while its offsets may be committed."""
         try:
-            self.finish()
+            self._finish(lane)
         except Retry as error:
             _log.warning("given up in a rebalance, to be read again: %s", error)
             self._drop()
-        self._suspicions.clear()
+        lane.suspicions.clear()
 
     def _drop(self) -> None:
-        for submitted in self._in_flight:
-            submitted.future.cancel()
-        self._in_flight.clear()
-        self._window = Window()
+        for lane in self.lanes:
+            lane.drop()
         self._trial = None
-        self._suspicions.clear()
         self._unsure = True
 
     def _await(self, submitted: Submitted) -> None:
@@ -353,12 +375,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
         batch_tokens = fitting
     with Engine(encoder, batch_tokens) as engine:
         encode = Encode(settings, topics, metrics, engine, stop=stop)
-        member = encode.member
-        health.waits_for = lambda: member.waits_for
-        watch(settings, health, member.positions.copy, beat=lambda: engine.batches)
+        health.waits_for = encode.waits_for
+        watch(settings, health, encode.positions, beat=lambda: engine.batches)
         try:
             keep_going(encode.step, encode.recover, stop)
-            member.commit_last_ends(encode.producer)
+            encode.commit_last_ends()
         finally:
             stop.set()  # after a failure too: what is left has the time of a stop
             encode.close()

@@ -49,6 +49,7 @@ class Member:
     """
 
     consumer: Consumer
+    topics: list[str]
     lag: LagReporter
     on_revoke: Callable[[], None]
     on_lost: Callable[[], None]
@@ -92,6 +93,7 @@ class Member:
         )
         member = cls(
             consumer,
+            topics,
             LagReporter(consumer, metrics, OpenTransactions(metrics.open_transaction_seconds)),
             on_revoke,
             on_lost,
@@ -231,8 +233,8 @@ class Member:
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         new = [(partition.topic, partition.partition) for partition in partitions]
         self.owned.update(new)
-        self.lag.metrics.partitions_owned.set(len(self.owned))
-        _log.info("ready: owns %d partitions", len(self.owned))
+        self.lag.metrics.partitions_owned.inc(len(new))  # a role may be a member of two groups
+        self._tell("ready: owns")
         # Should this raise Retry, librdkafka goes on without us, and `rewind` is to come.
         self.waits_for = "it is told where to begin"
         consumer.incremental_assign(self._starts(new))
@@ -247,7 +249,7 @@ class Member:
         group = statistics.get("cgrp", {})
         if group.get("state") == "up" and group.get("stateage", 0) >= STATISTICS_MS and self._is_member():
             self.waits_for = ""
-            _log.info("ready: owns %d partitions", len(self.owned))
+            self._tell("ready: owns")
 
     def _is_member(self) -> bool:
         """Whether the group has taken us, and has not put us out: members have an epoch, which librdkafka tells only in
@@ -266,14 +268,17 @@ class Member:
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         self.revocations += 1
+        self.lag.metrics.partitions_owned.dec(len(partitions))
         for partition in partitions:
             place = (partition.topic, partition.partition)
             self.owned.discard(place)
             for known in (self.positions, self._read_to, self._ends, self._renew_s):
                 known.pop(place, None)
             self.lag.forget(*place)
-        self.lag.metrics.partitions_owned.set(len(self.owned))
-        _log.info("gave up %d partitions, owns %d", len(partitions), len(self.owned))
+        self._tell(f"gave up {len(partitions)} partitions, owns")
+
+    def _tell(self, what: str) -> None:
+        _log.info("%s %d partitions of %s", what, len(self.owned), ", ".join(self.topics))
 
 
 def _topic(message: Message) -> str:

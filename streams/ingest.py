@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from confluent_kafka import Message, TopicPartition
@@ -55,11 +56,10 @@ class Batch:
     next_offsets: dict[Place, int]
 
 
-def sort_posts(messages: list[Message], packer: Packer, text_bytes_max: int) -> Batch:
-    """Decode records; good posts go to the packer's chunks, bad ones are listed with their reason."""
+def sort_posts(messages: list[Message], packers: Mapping[str, Packer], text_bytes_max: int) -> Batch:
+    """Decode records; good posts go to the chunks of their topic's packer, bad ones are listed with their reason."""
     rejected: list[Rejected] = []
     next_offsets: dict[Place, int] = {}
-    add = packer.add
     for message in messages:
         source = (message.topic() or "", message.partition() or 0)
         offset = message.offset() or 0
@@ -69,8 +69,9 @@ def sort_posts(messages: list[Message], packer: Packer, text_bytes_max: int) -> 
         except Reject as cause:
             rejected.append(Rejected(message, cause))
         else:
-            add(post, source, offset, message.timestamp()[1])
-    return Batch(packer.take(), rejected, next_offsets)
+            packers[source[0]].add(post, source, offset, message.timestamp()[1])
+    chunks = [chunk for packer in dict.fromkeys(packers.values()) for chunk in packer.take()]
+    return Batch(chunks, rejected, next_offsets)
 
 
 @dataclass(slots=True)
@@ -82,7 +83,8 @@ class Ingest:
     metrics: Metrics
     member: Member
     producer: StageProducer
-    packer: Packer
+    packers: dict[str, Packer]
+    """By topic: one for each lane."""
     lines: dict[Place, Line] = field(default_factory=dict[Place, Line])
     _packing_s: float = math.inf
     """Since when a batch is packed."""
@@ -102,10 +104,15 @@ class Ingest:
         # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
         lines: dict[Place, Line] = {}
         group = f"manyray.ingest.{settings.ray}"
-        member = Member.join(settings, group, list(topics.posts), metrics, on_revoke=lines.clear, on_lost=lines.clear)
+        posts = [*topics.posts, *topics.backfill_posts]
+        member = Member.join(settings, group, posts, metrics, on_revoke=lines.clear, on_lost=lines.clear)
         fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
-        packer = Packer(fingerprint, settings.partitions, settings.chunk_posts_max)
-        return cls(settings, topics, metrics, member, producer, packer, lines)
+        live, backfill = (
+            Packer(fingerprint, settings.partitions, settings.chunk_posts_max, is_backfill=is_backfill)
+            for is_backfill in (False, True)
+        )
+        packers = dict.fromkeys(topics.posts, live) | dict.fromkeys(topics.backfill_posts, backfill)
+        return cls(settings, topics, metrics, member, producer, packers, lines)
 
     def step(self) -> bool:
         """Read what has arrived within the commit interval, pass it on in one transaction, and say whether any came.
@@ -119,7 +126,7 @@ class Ingest:
         self.member.report_lag()
         if messages:
             self._packing_s = clock.monotonic_s()
-            batch = sort_posts(messages, self.packer, settings.text_bytes_max)
+            batch = sort_posts(messages, self.packers, settings.text_bytes_max)
             self._packing_s = math.inf
             self.publish(batch)
         self.member.commit_ends(self.producer)
@@ -127,7 +134,11 @@ class Ingest:
 
     def beat(self) -> int:
         """A number that changes while one batch is packed for long; any thread may ask."""
-        return self.packer.contents if clock.monotonic_s() - self._packing_s > LONG_S else 0
+        return (
+            sum(packer.contents for packer in self.packers.values())
+            if clock.monotonic_s() - self._packing_s > LONG_S
+            else 0
+        )
 
     def publish(self, batch: Batch) -> None:
         """Write a batch, the numbers of its chunks and its offsets in one transaction."""

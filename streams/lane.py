@@ -299,7 +299,8 @@ class Lane:
 
     def _produce_miss(self, builder: ChunkBuilder) -> None:
         value = builder.build(self._topics.version).SerializeToString()
-        self._producer.produce(self._topics.misses, value, partition=self.partition)
+        topic = self._topics.backfill_misses if builder.is_backfill else self._topics.misses
+        self._producer.produce(topic, value, partition=self.partition)
 
     def _learn(self, record: Record) -> None:
         """Put computed vectors into the table, with the offset of the next record."""

@@ -11,9 +11,9 @@ CHUNK_BYTES_MAX = 512 * 1024
 """A chunk is closed past this. The largest post on top is 256 KiB, which NFC may triple: together under 2 MiB."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Packer:
-    """Packs posts into chunks by the partition of their fingerprint.
+    """Packs posts of one lane into chunks by the partition of their fingerprint.
 
     A content that repeats within a chunk is normalised and fingerprinted once. `full` collects closed chunks;
     memory is bounded by how many posts the caller adds before `take`.
@@ -22,6 +22,7 @@ class Packer:
     fingerprint: Callable[[bytes], bytes]
     partitions: int
     chunk_posts_max: int
+    is_backfill: bool = False
     contents: int = 0
     """How many were normalised so far."""
     full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
@@ -53,7 +54,7 @@ class Packer:
         partition = partition_of(fingerprint, self.partitions)
         builder = self._open.get(partition)
         if builder is None:
-            builder = self._open[partition] = ChunkBuilder()
+            builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill)
         return partition, builder, builder.add_content(fingerprint, content)
 
     def _close(self, partition: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.errors import Fatal
@@ -55,6 +55,9 @@ class Settings(BaseModel):
 
     posts_topics: tuple[str, ...] = Field(
         default=("posts",), description="input topics; outside a file separated by commas"
+    )
+    backfill_topics: tuple[str, ...] = Field(
+        default=(), description="more input topics, of posts that are not urgent: the encoder computes others first"
     )
     partitions: int = Field(default=4, ge=1, le=256, description="partitions of every topic that Manyray creates")
     replication: int = Field(default=1, ge=1, description="replicas of every topic that Manyray creates")
@@ -130,13 +133,26 @@ class Settings(BaseModel):
         default_factory=dict, repr=False, description="librdkafka properties passed through, such as sasl.username"
     )
 
-    @field_validator("posts_topics", mode="before")
+    @field_validator("posts_topics", "backfill_topics", mode="before")
     @classmethod
     def _many(cls, value: object) -> object:
         """`a,b` is two topics; no Kafka topic has a comma."""
-        topics = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("posts_topics")
+    @classmethod
+    def _some(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
         if not topics:
             raise PydanticCustomError("no_topic", "name at least one topic")
+        return topics
+
+    @field_validator("backfill_topics")
+    @classmethod
+    def _others(cls, topics: tuple[str, ...], known: ValidationInfo) -> tuple[str, ...]:
+        if both := set(topics) & set(known.data.get("posts_topics", ())):
+            raise PydanticCustomError(
+                "two_lanes", "{topic} is one of posts_topics too: name it in one of them", {"topic": min(both)}
+            )
         return topics
 
     @field_validator("kafka", mode="before")

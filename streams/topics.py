@@ -39,11 +39,12 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names of a ray's topics, and the form of its vectors; `posts` and `rejected` are shared by all rays."""
+    """The names of a ray's topics, and the form of its vectors; all rays share those of posts and `rejected`."""
 
     ray: str
     version: str
     posts: tuple[str, ...]
+    backfill_posts: tuple[str, ...] = ()
     form: VectorForm = field(default_factory=VectorForm)
 
     @property
@@ -55,6 +56,11 @@ class Topics:
     def misses(self) -> str:
         """Chunks of posts whose vector the table does not hold."""
         return f"misses.{self.ray}"
+
+    @property
+    def backfill_misses(self) -> str:
+        """Such chunks of posts of a backfill, which are computed after the others."""
+        return f"misses.{self.ray}.backfill"
 
     @property
     def vectors(self) -> str:
@@ -79,7 +85,7 @@ class Topics:
     @classmethod
     def of(cls, settings: Settings, version: str, form: VectorForm | None = None) -> "Topics":
         """The topics that these settings name; vectors are float32 unless another form is given."""
-        return cls(settings.ray, version, settings.posts_topics, form or VectorForm())
+        return cls(settings.ray, version, settings.posts_topics, settings.backfill_topics, form or VectorForm())
 
 
 def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
@@ -96,11 +102,13 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
 
     return [
         *(plan(name, "posts, as users write them", is_ours=False) for name in topics.posts),
+        *(plan(name, "posts of a backfill, as users write them", is_ours=False) for name in topics.backfill_posts),
         plan(
             topics.rejected, "bad posts with the reason", {_BYTES_MAX: str(REJECTED_BYTES_MAX), **theirs}, is_ours=False
         ),
         plan(topics.lookups, "posts on their way to the table", passing),
         plan(topics.misses, "posts to be encoded", passing),
+        plan(topics.backfill_misses, "posts of a backfill to be encoded, after the others", passing),
         plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
         plan(
             topics.checkpoints,

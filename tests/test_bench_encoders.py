@@ -18,7 +18,7 @@ from transformers import AutoModel
 from bench import encoders, roofline, tweets
 from encoders import load_encoder
 from schemas.internal_pb2 import Chunk
-from streams import encode
+from streams import miss_lane
 from streams.window import Window
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,7 +182,7 @@ def test_windows_are_those_of_the_pipeline():
             theirs.append(window.posts)
             window = Window()
     assert mine == [*theirs, *([window.posts] if window.posts else [])]
-    assert encoders.IN_FLIGHT_MAX == encode.IN_FLIGHT_MAX
+    assert encoders.IN_FLIGHT_MAX == miss_lane.IN_FLIGHT_MAX
 
 
 def test_posts_are_drawn_alike(tweets_folder):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.chunk import ChunkBuilder
+from schemas.chunk import ChunkBuilder, part_of
 from schemas.content import fingerprinter, normalise, partition_of, split_fingerprints
 from schemas.post import ID_BYTES_MAX, Post
 from streams.packing import CHUNK_BYTES_MAX, Packer
@@ -32,6 +32,16 @@ def pack(load, partitions, chunk_posts_max):
     for offset, (text, source) in enumerate(load):
         packer.add(Post(f"id{offset}", text), source, offset, 1_000 + offset)
     return chunks_of(packer)
+
+
+def test_a_chunk_is_of_its_packers_lane():
+    """And so are parts of it."""
+    for is_backfill in (False, True):
+        packer = Packer(FINGERPRINT, 1, 10, is_backfill=is_backfill)
+        packer.add(Post("a", "one"), ("posts", 0), 0, 1)
+        packer.add(Post("b", "two"), ("posts", 0), 1, 1)
+        ((_, chunk),) = chunks_of(packer)
+        assert chunk.backfill == part_of(chunk, 1).backfill == is_backfill
 
 
 def rows(chunk):

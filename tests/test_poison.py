@@ -7,10 +7,10 @@ from confluent_kafka import Message
 
 from schemas.content import fingerprinter, normalise
 from streams.clients import producer
-from streams.encode import UNEMBEDDED_MAX
 from streams.refill import vectors_by_fingerprint
 from streams.settings import Settings
 from streams.topics import create_topics
+from streams.unembedded import UNEMBEDDED_MAX
 from streams.up import Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, read_records, topics_of
@@ -100,6 +100,24 @@ def test_poison_is_rejected_and_all_else_comes_out_once(poisoned: Settings) -> N
         await_embeddings(poisoned, len(good) + len(later))
         pipeline.raise_failure()
     assert_told_apart(poisoned, good | later, bad)
+
+
+def test_poison_of_a_backfill_is_told_apart_beside_live_posts(poisoned: Settings) -> None:
+    """Live ones go through while a content of the other lane is tried, and none of them is blamed for its deaths."""
+    poisoned = poisoned.model_copy(update={"backfill_topics": (f"{poisoned.posts_topics[0]}-backfill",)})
+    in_backfill = poisoned.model_copy(update={"posts_topics": poisoned.backfill_topics})
+    old = {f"old{number}": f"an old text {number}" for number in range(500)}
+    new = {f"new{number}": f"a new text {number}" for number in range(500)}
+    bad = {"bad": "poison:kill", "odd": "poison:nan"}
+    with start(poisoned) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        send(in_backfill, old | bad)
+        send(poisoned, new)
+        await_embeddings(poisoned, len(old) + len(new))
+        wait_until(lambda: len(rejected(in_backfill)) == len(bad), "poison is rejected")
+        pipeline.raise_failure()
+    assert rejected(poisoned) == []
+    assert_told_apart(in_backfill, old | new, bad)
 
 
 def test_a_post_that_hangs_the_encoder_is_rejected_too(poisoned: Settings) -> None:

@@ -76,11 +76,11 @@ def test_a_role_without_a_right_ends_and_names_it(
 READS = {
     "ingest": ["posts"],
     "dedup": ["lookups", "vectors", "checkpoints"],
-    "encode": ["misses", "posts"],
+    "encode": ["misses", "backfill_misses", "posts"],
 }
 WRITES = {
     "ingest": ["lookups", "rejected"],
-    "dedup": ["misses", "checkpoints", "embeddings"],
+    "dedup": ["misses", "backfill_misses", "checkpoints", "embeddings"],
     "encode": ["vectors", "embeddings", "rejected"],
 }
 
@@ -127,6 +127,7 @@ def test_the_rights_of_the_reference_are_enough(
         *(("TOPIC", names[name], ["READ"]) for name in READS[role]),
         *(("TOPIC", names[name], ["WRITE"]) for name in WRITES[role]),
         ("GROUP", f"manyray.{role}.{settings.ray}", ["READ"]),
+        *([("GROUP", f"manyray.encode.{settings.ray}.backfill", ["READ"])] if role == "encode" else []),
         ("TRANSACTIONAL_ID", f"manyray.{role}.{settings.ray}.*", ["DESCRIBE", "WRITE"]),
         READER,
     ]

@@ -135,6 +135,7 @@ def test_variables_for_others_are_no_settings(monkeypatch):
         ({"ray": "Text Ray"}, "ray = 'Text Ray'"),
         ({"posts_topics": ()}, r"posts_topics = \(\): name at least one topic"),
         ({"posts_topics": " , "}, "name at least one topic"),
+        ({"backfill_topics": "old,posts"}, "posts is one of posts_topics too: name it in one of them"),
         ({"dtype": "int4"}, "dtype = 'int4'"),
         ({"metrics_port": 70_000}, "metrics_port = 70000"),
         ({"log_level": "loud"}, "log_level = 'loud'"),
@@ -195,7 +196,9 @@ def test_posts_topics_are_separated_by_commas(monkeypatch):
     """In the environment and in flags, which have no lists."""
     assert load_settings(posts_topics="a, b,,c").posts_topics == ("a", "b", "c")
     monkeypatch.setenv("MANYRAY_POSTS_TOPICS", "a, b,,c")
-    assert load_settings().posts_topics == ("a", "b", "c")
+    assert load_settings(backfill_topics="d").posts_topics == ("a", "b", "c")
+    assert load_settings(backfill_topics="d,").backfill_topics == ("d",)
+    assert load_settings().backfill_topics == ()
 
 
 # Every librdkafka property that holds a secret (CONFIGURATION.md of librdkafka 2.11).

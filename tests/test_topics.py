@@ -28,12 +28,14 @@ def test_the_plan_has_every_topic_by_its_name():
         "rejected",
         "lookups.textray",
         "misses.textray",
+        "misses.textray.backfill",
         "vectors.textray",
         "checkpoints.textray",
         f"embeddings.textray.{VERSION}",
     ]
     topics = Topics.of(Settings(), VERSION)
-    named = (topics.rejected, topics.lookups, topics.misses, topics.vectors, topics.checkpoints, topics.embeddings)
+    named = (topics.rejected, topics.lookups, topics.misses, topics.backfill_misses)
+    named += (topics.vectors, topics.checkpoints, topics.embeddings)
     assert [*topics.posts, *named] == [plan.name for plan in PLANS]
 
 
@@ -157,7 +159,9 @@ def test_another_number_of_partitions_stops_the_start(settings):
         check_topics(settings, VERSION)
     more = settings.model_copy(update={"partitions": 6})
     wrong = [problem.split()[1] for problem in find_problems(more, VERSION)]
-    assert set(wrong) == {f"{name}.{settings.ray}" for name in ("misses", "vectors", "checkpoints")}
+    assert set(wrong) == {Topics.of(more, VERSION).backfill_misses} | {
+        f"{name}.{settings.ray}" for name in ("misses", "vectors", "checkpoints")
+    }
 
 
 @pytest.mark.broker

@@ -196,7 +196,9 @@ def test_dedup_whose_partitions_are_taken_joins_again(settings: Settings) -> Non
 def test_ingest_beats_only_while_it_packs_for_long(settings: Settings) -> None:
     """A batch of texts that take NFC long is progress; posts of one partition are none in another that stands still."""
     packer, nobody = Packer(bytes, 1, 10, contents=7), cast(Any, None)
-    ingest = Ingest(settings, Topics.of(settings, version_of(settings)), Metrics.create(), nobody, nobody, packer)
+    ingest = Ingest(
+        settings, Topics.of(settings, version_of(settings)), Metrics.create(), nobody, nobody, {"posts": packer}
+    )
     assert ingest.beat() == 0
     ingest._packing_s = clock.monotonic_s()
     assert ingest.beat() == 0

@@ -1,0 +1,51 @@
+"""One lane of misses on its way through the encoder: what is read, gathered and under way."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from streams.group import Member
+from streams.submitted import Submitted
+from streams.suspicions import Suspicions
+from streams.window import Window
+
+IN_FLIGHT_MAX = 3
+"""Windows submitted and not yet published: two are computed while the one before them is published."""
+
+
+@dataclass(slots=True)
+class MissLane:
+    """A member of the lane's group, the window that it gathers, and those that are under way, in order.
+
+    patience_s: how long a window waits for those of other lanes: after it, it is as urgent as what they read then.
+    """
+
+    member: Member
+    suspicions: Suspicions
+    patience_s: float
+    window: Window = field(default_factory=Window)
+    in_flight: deque[Submitted] = field(default_factory=deque[Submitted])
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether a window is to be published."""
+        return bool(self.in_flight) and self.in_flight[0].future.done()
+
+    def may_begin(self) -> bool:
+        """Whether one more window may be computed. The first one of a partition is alone: if we die, it was that."""
+        if not self.in_flight:
+            return True
+        last = self.in_flight[-1].window
+        return len(self.in_flight) < IN_FLIGHT_MAX and not self.suspicions.is_open(self.window, last)
+
+    def take(self) -> Window:
+        """The window that was gathered; the next one begins."""
+        taken, self.window = self.window, Window()
+        return taken
+
+    def drop(self) -> None:
+        """Forget what is read and not published: it is read again, here or by another."""
+        for submitted in self.in_flight:
+            submitted.future.cancel()
+        self.in_flight.clear()
+        self.window = Window()
+        self.suspicions.clear()

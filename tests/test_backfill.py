@@ -1,0 +1,91 @@
+"""Laws of the two lanes: posts of a backfill are embedded like all others, and after those that are live."""
+
+import threading
+from contextlib import closing
+
+import pytest
+
+from encoders import Engine, load_encoder
+from schemas.chunk import ChunkBuilder
+from schemas.content import fingerprinter, normalise
+from schemas.public_pb2 import Embedding
+from streams import clients
+from streams.encode import BACKFILL_PATIENCE_S, Encode
+from streams.metrics import Metrics
+from streams.settings import Settings
+from streams.topics import create_topics
+from streams.up import Pipeline
+from streams.version import version_of
+from tests.oracle import await_embeddings, post, read_embeddings, read_records, send, topics_of
+from tests.waiting import WAIT_S, wait_until
+
+pytestmark = pytest.mark.broker
+
+BACKFILL, LIVE = 1_500, 10
+
+
+@pytest.fixture
+def two_lanes(settings: Settings) -> Settings:
+    """Settings with a topic for backfills; of one partition, whose order says what came first."""
+    backfill = (f"{settings.posts_topics[0]}-backfill",)
+    settings = settings.model_copy(update={"backfill_topics": backfill, "partitions": 1})
+    create_topics(settings, version_of(settings))
+    return settings
+
+
+def in_backfill(settings: Settings) -> Settings:
+    """For who sends to the other lane."""
+    return settings.model_copy(update={"posts_topics": settings.backfill_topics})
+
+
+def test_live_posts_overtake_a_backfill(two_lanes: Settings, tweets: list[str]) -> None:
+    """Of posts that come when 1,500 of a backfill wait for the encoder all are out before half of these, and each of
+    either lane comes out once; a content that both have is a hit for whoever is later.
+    """
+    texts = list({normalise(text): text for text in tweets if text}.values())[: BACKFILL + LIVE]
+    settings = two_lanes.model_copy(update={"model": "minilm"})
+    create_topics(settings, version_of(settings))
+    with Pipeline(settings) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        send(in_backfill(settings), [post(f"old{number}", text) for number, text in enumerate(texts[:BACKFILL])])
+        await_embeddings(settings, 1)
+        send(settings, [post(f"new{number}", text) for number, text in enumerate(texts[BACKFILL:])])
+        await_embeddings(settings, BACKFILL + LIVE)
+        send(settings, [post("again", texts[0])])
+        seen = await_embeddings(settings, BACKFILL + LIVE + 1)
+        pipeline.raise_failure()
+    records = read_records(settings, topics_of(settings).embeddings)
+    ids = [Embedding.FromString(record.value()).post_id for record in records]
+    assert sorted(ids) == sorted(
+        [*(f"old{number}" for number in range(BACKFILL)), *(f"new{number}" for number in range(LIVE)), "again"]
+    )
+    assert max(ids.index(f"new{number}") for number in range(LIVE)) < BACKFILL / 2
+    assert seen.computed == len(texts)
+
+
+def test_a_backfill_is_due_a_little_later(two_lanes: Settings) -> None:
+    """Windows are of one lane, and one of a backfill is as urgent as live ones that come so much later."""
+    topics = topics_of(two_lanes)
+    fingerprint = fingerprinter(topics.version, "")
+    producer = clients.producer(two_lanes)
+    for topic in (topics.backfill_misses, topics.misses):
+        builder = ChunkBuilder()
+        text = topic.encode()
+        builder.add_post(topic, builder.add_content(fingerprint(text), text), (two_lanes.posts_topics[0], 0), 0, 0)
+        producer.produce(topic, builder.build(topics.version).SerializeToString(), partition=0)
+    assert producer.flush(WAIT_S) == 0
+    due: dict[str, float] = {}
+
+    class Noting(Engine):
+        def submit(self, texts, due_s=0.0):
+            due.update(dict.fromkeys(texts, due_s))
+            return super().submit(texts, due_s)
+
+    with Noting(load_encoder("hash"), 1_024) as engine:
+        encode = Encode(two_lanes, topics, Metrics.create(), engine, stop=threading.Event())
+        with closing(encode):
+            wait_until(lambda: len(read_embeddings(two_lanes).ids) == 2, "both are embedded", encode.step)
+            assert encode.positions() == {(topics.misses, 0): 1, (topics.backfill_misses, 0): 1}
+    later_s = due[topics.backfill_misses] - due[topics.misses]
+    assert BACKFILL_PATIENCE_S - WAIT_S < later_s < BACKFILL_PATIENCE_S + WAIT_S
+    assert len(due) == 2
