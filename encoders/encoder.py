@@ -32,7 +32,8 @@ class EncodedBatch:
     """The vectors of many texts, in the order of the texts, and what they cost.
 
     vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
-    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of computing.
+    included. flops: of the real ones, 0 where no layers are computed. The rest is filled by
+    `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of computing.
     failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
     their rows mean nothing. splits: how often a batch was halved for want of memory.
     """
@@ -40,6 +41,7 @@ class EncodedBatch:
     vectors: npt.NDArray[np.float32]
     tokens: int
     padded_tokens: int
+    flops: float = 0.0
     encode_s: float = 0.0
     failed: Mapping[int, str] = field(default_factory=dict[int, str])
     splits: int = 0
@@ -68,5 +70,12 @@ class Encoder(Protocol):
         `on_batch` is called after each batch: a window may take minutes, and so is seen to move.
 
         MemoryError: the device has not the memory for such a batch; what was taken of it is free again.
+        """
+        ...
+
+    def peak_flops_per_s(self) -> float:
+        """Measure what the device's matrix products reach in the type that the model computes in; 0 without layers.
+
+        RuntimeError: it cannot be measured now.
         """
         ...
