@@ -4,17 +4,17 @@ import os
 import platform
 import threading
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
 from encoders.cost import ModelCost
+from encoders.nvml import Nvml
 from encoders.peak import products_per_s, ways
 
 TRIAL_S = 0.2
@@ -72,54 +72,36 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, cost: ModelCost, batch_t
 
 
 class GpuMeter:
-    """Samples how busy a GPU is while it stands, and reads the energy it took; needs pynvml, and says so without.
-
-    The busy share is NVML's: of time in which any kernel ran, however little of the GPU it filled.
-    """
+    """Samples how busy a GPU is while it stands, and reads the energy it took, as `encoders.nvml` tells them."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._nvml: Any = import_module("pynvml") if find_spec("pynvml") else None
+        self._gpu = Nvml(str(torch.cuda.get_device_properties(device).uuid))
         self._shares: list[float] = []
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
-        self._joules = 0.0
+        self._joules: float | None = None
 
     def __enter__(self) -> Self:
-        if self._nvml:
-            self._nvml.nvmlInit()
-            self._joules = self._energy()
-            self._sampler.start()
+        self._joules = self._gpu.joules()
+        self._sampler.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._nvml:
-            self._stop.set()
-            self._sampler.join()
-            self._joules = self._energy() - self._joules
+        self._stop.set()
+        self._sampler.join()
+        if self._joules is not None:
+            self._joules = (self._gpu.joules() or self._joules) - self._joules
 
     def say(self, texts: int) -> str:
         """One line for so many texts computed meanwhile."""
-        if not self._nvml:
+        if find_spec("pynvml") is None:
             return "gpu: busy share and energy not measured: pip install nvidia-ml-py"
         busy = f"busy {np.mean(self._shares):.0%} of the time" if self._shares else "busy share not measured"
-        energy = f"{self._joules / texts * 1_000:.1f} J per 1,000 texts" if self._joules > 0 else "energy not measured"
+        energy = f"{self._joules / texts * 1_000:.1f} J per 1,000 texts" if self._joules else "energy not measured"
         return f"gpu: {busy} ({len(self._shares)} samples), {energy}"
 
     def _sample(self) -> None:
-        try:
-            while not self._stop.wait(_SAMPLE_S):
-                self._shares.append(torch.cuda.utilization(self._device) / 100)
-        except self._nvml.NVMLError:  # a part of a GPU has no such figure
-            return
-
-    def _energy(self) -> float:
-        """Joules since the driver was loaded; 0 where this GPU does not count them."""
-        uuid = torch.cuda.get_device_properties(self._device).uuid
-        try:
-            handle = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1_000
-        except self._nvml.NVMLError:
-            return 0.0
+        while not self._stop.wait(_SAMPLE_S) and (busy := self._gpu.busy()) is not None:
+            self._shares.append(busy)

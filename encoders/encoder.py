@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from encoders.version import VersionSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ class Encoder(Protocol):
     """Tokens of a batch, padding included, that suit the device."""
     workers: int
     """Batches that are computed side by side."""
+
+    @property
+    def device(self) -> "torch.device | None":
+        """Where layers are computed; None where there are none."""
+        ...
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""

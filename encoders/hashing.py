@@ -25,6 +25,7 @@ class HashEncoder:
         self.dims = dims
         self.batch_tokens = BATCH_TOKENS_CPU
         self.workers = 1
+        self.device = None
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """UTF-8 bytes; nothing is cut. UnicodeEncodeError: a lone surrogate, which no decoded post holds."""

@@ -22,6 +22,7 @@ from schemas.internal_pb2 import Chunk
 from streams import clock
 from streams.attempts import keep_going, with_retries
 from streams.failpoints import reach
+from streams.gpu import register_gpu
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.recent import RecentVectors
@@ -354,6 +355,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     with ended_after(WARM_UP_TIMEOUT_S, "it has not computed its first batch"):
         fitting = warm_up(encoder, batch_tokens)
         metrics.encode_peak_flops.set(measure_peak(encoder))
+    register_gpu(metrics.registry, encoder.device)
     if fitting < batch_tokens:
         _log.warning("batch_tokens=%d does not fit the memory of the device: %d it is", batch_tokens, fitting)
         batch_tokens = fitting

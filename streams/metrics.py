@@ -1,6 +1,7 @@
 """Every metric of every role, with units.
 
 The names are a contract with dashboards: a metric is added or deprecated, never renamed.
+Those of a GPU are in `streams.gpu`.
 """
 
 import os
