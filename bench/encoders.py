@@ -24,7 +24,7 @@ import torch
 from transformers.utils import logging
 
 from bench.encoder_peers import Answer, Setup, Side, make_peers
-from bench.roofline import GpuMeter, ModelCost, Peak, describe, gemm_peak, model_cost
+from bench.roofline import GpuMeter, Peak, describe, gemm_peak
 from bench.tweets import (
     TWEETS,
     Posts,
@@ -153,7 +153,6 @@ class Bench:
     encoder: TextEncoder
     posts: Posts
     repeats: int
-    cost: ModelCost
     peak: Peak = field(init=False)
 
     def sides(self, peers: list[Side]) -> str:
@@ -179,7 +178,7 @@ class Bench:
             rows.append([name, str(len(side.seconds)), *told, f"{same.min():.6f}", f"{same.mean():.6f}", padding])
         heads = ("runs", "texts/s best", "median", "tokens/s", "of ours", "cosine min", "mean", "padding")
         table("side", heads, rows)
-        flops = self.cost.flops(lengths)
+        flops = self.encoder.cost.flops(lengths)
         print(f"peak: {self.peak.flops_per_s / 1e9:,.0f} GFLOP/s ({self.peak.how})")
         reached, share = self._reached(flops, mine)
         print(f"ours: {flops / len(texts) / 1e9:.3g} GFLOP a text, {reached}, {share} of the peak")
@@ -210,7 +209,7 @@ class Bench:
         for name, side in take_turns(runs, self.repeats).items():
             lengths = lengths_of(texts[name])
             told = [*side.speeds(len(lengths)), f"{lengths.sum() / side.best_s:,.0f}"]
-            rows.append([name, str(len(lengths)), *told, *self._reached(self.cost.flops(lengths), side)])
+            rows.append([name, str(len(lengths)), *told, *self._reached(self.encoder.cost.flops(lengths), side)])
         table("tokens", ("texts", "texts/s best", "median", "tokens/s", "reached", "of peak"), rows)
         missing = [f"{least}-{most}" for least, most in BUCKETS if f"{least}-{most}" not in texts]
         if missing:
@@ -261,8 +260,8 @@ class Bench:
         print(f"\nhost: tokenising {tokenising:.1f} us a text, packing {packing:.1f} us a text, of one thread")
 
     def _measure_peak(self) -> Peak:
-        dtype = transformer_of(self.encoder).model.dtype
-        return gemm_peak(self.encoder.device, dtype, self.cost, self.encoder.batch_tokens)
+        encoder = self.encoder
+        return gemm_peak(encoder.device, encoder.dtype, encoder.cost, encoder.batch_tokens)
 
     def _reached(self, flops: float, side: Measured) -> list[str]:
         """FLOP a second and their share of the peak, as cells."""
@@ -305,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"\n{options.model} in {dtype} on {device}: batches of {encoder.batch_tokens:,} tokens")
             tokens = int(encoder.tokenise(posts.texts).lengths.sum())
             print(f"{len(posts.texts):,} {posts.source}: {tokens:,} tokens, {tokens / len(posts.texts):.1f} a text")
-            bench = Bench(encoder, posts, options.repeats, model_cost(found.weights))
+            bench = Bench(encoder, posts, options.repeats)
             peers, left_out = make_peers(setup, posts.texts[:TRIED])
             print(*left_out, sep="\n")
             told.append(f"{dtype}: {bench.sides(peers)}")

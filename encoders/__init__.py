@@ -5,7 +5,7 @@ Importing it costs numpy and no torch: torch and transformers are imported when 
 
 from encoders.encoder import EncodedBatch, Encoder, Tokens
 from encoders.engine import Engine
-from encoders.load import load_encoder, warm_up
+from encoders.load import load_encoder, measure_peak, warm_up
 from encoders.model_spec import ModelSpec, model_spec
 from encoders.version import VersionSpec, resolve_spec
 
@@ -17,6 +17,7 @@ __all__ = [
     "Tokens",
     "VersionSpec",
     "load_encoder",
+    "measure_peak",
     "model_spec",
     "resolve_spec",
     "warm_up",

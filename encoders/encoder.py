@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from encoders.version import VersionSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,9 @@ class EncodedBatch:
     """The vectors of many texts, in the order of the texts, and what they cost.
 
     vectors: float32, (n, dims), C-contiguous. tokens: real ones; padded_tokens: those computed, padding
-    included. The rest is filled by `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of
-    computing, without the time in which a window that was done before was computed beside it: so they add up.
+    included. flops: of the real ones, 0 where no layers are computed. The rest is filled by
+    `encoders.engine.Engine`; an encoder leaves it as it is. encode_s: of computing, without the time in which a
+    window that was done before was computed beside it: so they add up.
     failed: texts that cannot be embedded, by index, and why: `rescue.OUT_OF_MEMORY` or `rescue.NOT_FINITE`;
     their rows mean nothing. splits: how often a batch was halved for want of memory.
     """
@@ -41,6 +45,7 @@ class EncodedBatch:
     vectors: npt.NDArray[np.float32]
     tokens: int
     padded_tokens: int
+    flops: float = 0.0
     encode_s: float = 0.0
     failed: Mapping[int, str] = field(default_factory=dict[int, str])
     splits: int = 0
@@ -59,6 +64,11 @@ class Encoder(Protocol):
     workers: int
     """Batches that are computed side by side."""
 
+    @property
+    def device(self) -> "torch.device | None":
+        """Where layers are computed; None where there are none."""
+        ...
+
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Turn n texts, each of any length and maybe empty, into tokens, cut to the version's most."""
         ...
@@ -72,5 +82,12 @@ class Encoder(Protocol):
         several calls those of the one that is due first are computed first.
 
         MemoryError: the device has not the memory for such a batch; what was taken of it is free again.
+        """
+        ...
+
+    def peak_flops_per_s(self) -> float:
+        """Measure what the device's matrix products reach in the type that the model computes in; 0 without layers.
+
+        RuntimeError: it cannot be measured now.
         """
         ...

@@ -1,5 +1,6 @@
 """From settings to an encoder that is ready: the one step that may use the network, and for a hub id only."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from encoders.model_spec import ModelSpec, model_spec
 from encoders.source import FolderSource, HashSource, HubSource, parse_source
 from encoders.version import resolve_spec
 from schemas.errors import Fatal
+
+_log = logging.getLogger("manyray.encode")
 
 
 def load_encoder(model: str | ModelSpec = "minilm", *, device: str = "auto", **choices: Any) -> Encoder:
@@ -59,3 +62,12 @@ def warm_up(encoder: Encoder, batch_tokens: int = 1_024) -> int:
     if not np.isfinite(vectors).all():
         raise Fatal("the model gives numbers that are not finite for plain words: check its weights, or set dtype")
     return batch_tokens
+
+
+def measure_peak(encoder: Encoder) -> float:
+    """The FLOP a second that an encoder's device reaches, for a metric; 0 where that is not known. Raises nothing."""
+    try:
+        return encoder.peak_flops_per_s()
+    except Exception:  # a figure that is missing ends no role
+        _log.debug("the peak of the device was not measured", exc_info=True)
+        return 0.0

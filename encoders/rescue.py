@@ -48,11 +48,13 @@ def _encode_what_fits(
     is_split = len(batches) == 1
     failed: dict[int, str] = {}
     computed = padded = 0
+    flops = 0.0
     splits = int(is_split)
     for part in np.array_split(batches[0], 2) if is_split else batches:
         encoded = _encode_what_fits(encoder, tokens.take(part), batch_tokens, on_batch, due_s)
         vectors[part] = encoded.vectors
         failed.update({int(part[row]): reason for row, reason in encoded.failed.items()})
         computed, padded = computed + encoded.tokens, padded + encoded.padded_tokens
+        flops += encoded.flops
         splits += encoded.splits
-    return EncodedBatch(vectors, tokens=computed, padded_tokens=padded, failed=failed, splits=splits)
+    return EncodedBatch(vectors, computed, padded, flops, failed=failed, splits=splits)

@@ -12,11 +12,13 @@ import torch
 from torch.nn.functional import normalize
 
 from encoders.batching import padded_tokens, plan_batches
+from encoders.cost import model_cost
 from encoders.dense import DenseLayer, load_dense
 from encoders.device import resolve_device, suited_batch_tokens
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import check_dims, read_model_folder
 from encoders.packing import Packed, pack
+from encoders.peak import quick_peak
 from encoders.pooling import pool
 from encoders.transformer import load_transformer
 from encoders.urgency import UrgentFirst
@@ -55,12 +57,13 @@ class TextEncoder:
         self._folder = found = read_model_folder(folder)
         check_dims(found, spec.dims, matryoshka_dims)
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
-        dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
+        self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = UrgentFirst(self.workers if self.device.type == "cpu" else _GPU_BATCHES, "compute")
         self._launching = Lock()
         self._transformer = load_transformer(found, spec.max_tokens, dtype, self.device, spec.truncation_side)
         self.max_tokens = self._transformer.max_tokens
+        self.cost = model_cost(found.weights)
         self._poolings = found.poolings if spec.pooling is None else (spec.pooling,)
         self._normalises = found.normalise if spec.normalise is None else spec.normalise
         self._prompt = found.prompt if spec.prompt is None else spec.prompt
@@ -105,6 +108,10 @@ class TextEncoder:
         torch.cuda.empty_cache()
         raise MemoryError(f"a batch of batch_tokens={batch_tokens} does not fit the memory of {self.device}")
 
+    def peak_flops_per_s(self) -> float:
+        """As `quick_peak`."""
+        return quick_peak(self.device, self.dtype)
+
     def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], due_s: float) -> EncodedBatch:
         is_packed = self._transformer.is_packed
         batches = plan_batches(tokens.lengths, batch_tokens, padded=not is_packed, workers=self.workers)
@@ -118,7 +125,7 @@ class TextEncoder:
         vectors[order] = torch.cat(parts).numpy()
         real = int(tokens.lengths.sum(dtype=np.int64))
         computed = real if is_packed else padded_tokens(tokens.lengths, batches)
-        return EncodedBatch(vectors, tokens=real, padded_tokens=computed)
+        return EncodedBatch(vectors, tokens=real, padded_tokens=computed, flops=self.cost.flops(tokens.lengths))
 
     def _side_by_side(self, batches: list[Packed], on_batch: Callable[[], object], due_s: float) -> list[torch.Tensor]:
         """A batch a core, or several cores a batch where there are more cores than batches."""

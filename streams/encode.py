@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
-from encoders.load import load_encoder, warm_up
+from encoders.load import load_encoder, measure_peak, warm_up
 from schemas.chunk import Place, parse_chunk, part_of, rekey
 from schemas.content import fingerprinter, split_fingerprints
 from schemas.embedding import EmbeddingParts
@@ -23,6 +23,7 @@ from schemas.internal_pb2 import Chunk
 from streams import clock
 from streams.attempts import keep_going, with_retries
 from streams.failpoints import reach
+from streams.gpu import register_gpu
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.miss_lane import MissLane
@@ -324,6 +325,7 @@ class Encode:
             metrics.encode_rejected.labels(cause.reason).inc()
         metrics.encode_tokens.inc(batch.tokens)
         metrics.encode_padded_tokens.inc(batch.padded_tokens)
+        metrics.encode_flops.inc(batch.flops)
         metrics.encode_window_tokens.observe(batch.tokens)
         metrics.encode_seconds.observe(batch.encode_s)
         metrics.encode_queue_seconds.observe(done.queued_s)
@@ -370,6 +372,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     # Here, and not on the engine's thread: see DECISIONS 23 before moving it.
     with ended_after(WARM_UP_TIMEOUT_S, "it has not computed its first batch"):
         fitting = warm_up(encoder, batch_tokens)
+        metrics.encode_peak_flops.set(measure_peak(encoder))
+    register_gpu(metrics.registry, encoder.device)
     if fitting < batch_tokens:
         _log.warning("batch_tokens=%d does not fit the memory of the device: %d it is", batch_tokens, fitting)
         batch_tokens = fitting

@@ -1,6 +1,7 @@
 """Every metric of every role, with units.
 
 The names are a contract with dashboards: a metric is added or deprecated, never renamed.
+Those of a GPU are in `streams.gpu`.
 """
 
 import os
@@ -51,6 +52,8 @@ class Metrics:
     encode_reused: Counter
     encode_tokens: Counter
     encode_padded_tokens: Counter
+    encode_flops: Counter
+    encode_peak_flops: Gauge
     encode_window_tokens: Histogram
     encode_queue_seconds: Histogram
     encode_seconds: Histogram
@@ -109,6 +112,11 @@ class Metrics:
             encode_reused=counter("encode_reused_total", "posts served by a vector computed moments before"),
             encode_tokens=counter("encode_tokens_total", "tokens of the contents computed"),
             encode_padded_tokens=counter("encode_padded_tokens_total", "tokens computed, padding included"),
+            encode_flops=counter("encode_flops_total", "floating point operations of the tokens there are"),
+            encode_peak_flops=gauge(
+                "encode_peak_flops_per_second",
+                "what matrix products reached on the encoder's device at its start; 0 where that is not known",
+            ),
             encode_window_tokens=histogram("encode_window_tokens", "tokens in a window", _TOKENS),
             encode_queue_seconds=histogram("encode_queue_seconds", "a window's age at its submission", _SECONDS),
             encode_seconds=histogram(

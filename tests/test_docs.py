@@ -9,6 +9,7 @@ import typer
 
 from encoders.model_spec import ModelSpec
 from manyray.cli import app
+from streams.gpu import GpuCollector
 from streams.metrics import Metrics
 from streams.settings import Settings
 
@@ -29,7 +30,8 @@ def commands(command, path: tuple[str, ...] = ()) -> list[str]:
 
 
 METRICS = [
-    family.name + ("_total" if family.type == "counter" else "") for family in Metrics.create().registry.collect()
+    family.name + ("_total" if family.type == "counter" else "")
+    for family in [*Metrics.create().registry.collect(), *GpuCollector.describe()]
 ]
 COMMANDS = commands(typer.main.get_command(app), ("manyray",))
 
@@ -68,9 +70,8 @@ def test_no_documented_metric_is_gone():
     """A name in the docs is one that there is, or a series of a histogram."""
     series = {f"{name}{end}" for name in METRICS for end in ("", "_bucket", "_sum", "_count")}
     written = set(re.findall(r"\bmanyray_[a-z_]*[a-z]\b", DOCS))
-    assert {
-        name for name in written if name.startswith(("manyray_ingest", "manyray_dedup", "manyray_encode"))
-    } <= series
+    roles = ("manyray_ingest", "manyray_dedup", "manyray_encode", "manyray_gpu")
+    assert {name for name in written if name.startswith(roles)} <= series
 
 
 def test_every_setting_of_the_examples_exists():

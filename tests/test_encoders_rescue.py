@@ -1,5 +1,7 @@
 """Laws of rescue: a text that cannot be embedded is told apart, and its neighbours keep their vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +30,8 @@ class PoorEncoder(HashEncoder):
         texts = [tokens.take([row]).ids.tobytes() for row in range(len(tokens.lengths))]
         if len(texts) > self.room or any(b"!" in text for text in texts):
             raise MemoryError
-        encoded = super().encode(tokens, batch_tokens, on_batch, due_s)
+        plain = super().encode(tokens, batch_tokens, on_batch, due_s)
+        encoded = replace(plain, flops=float(np.square(tokens.lengths).sum()))
         for row, text in enumerate(texts):
             if b"?" in text or (b"~" in text and len(texts) > 1):
                 encoded.vectors[row, 3] = np.inf
@@ -40,7 +43,9 @@ texts = st.lists(st.text("ab!?~", max_size=9), max_size=30)
 
 @given(texts, st.integers(1, 30), st.integers(1, 40))
 def test_exactly_the_bad_texts_fail_and_the_others_have_their_vectors(some, room, batch_tokens):
-    """Whatever the texts, the room and the batches: reasons are those of the texts, rows those of the plain encoder."""
+    """Whatever the texts, the room and the batches: reasons are those of the texts, rows those of the plain encoder,
+    and what it cost is counted once for each text that fits.
+    """
     encoder = PoorEncoder(room)
     plain = load_encoder("hash:16")
     encoded = encode_each(encoder, encoder.tokenise(some), batch_tokens)
@@ -48,6 +53,8 @@ def test_exactly_the_bad_texts_fail_and_the_others_have_their_vectors(some, room
     assert encoded.failed == expected
     good = [row for row in range(len(some)) if row not in expected]
     assert np.array_equal(encoded.vectors[good], plain.encode(plain.tokenise(some), 1).vectors[good])
+    fitting = [len(text.encode()) for text in some if "!" not in text]
+    assert (encoded.tokens, encoded.flops) == (sum(fitting), sum(length**2 for length in fitting))
     batches = [[some[row] for row in batch] for batch in plan_batches(encoder.tokenise(some).lengths, batch_tokens)]
     wanting = len(some) > room or any("!" in text for text in some)
     halved = any(len(batch) > 1 and (len(batch) > room or any("!" in text for text in batch)) for batch in batches)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from bench.load import MALFORMED
+from encoders import load_encoder
+from encoders.text import TextEncoder
 from schemas.content import normalise
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -93,7 +95,9 @@ def test_copies_sent_at_once_are_computed_once(settings: Settings) -> None:
 
 
 def test_vectors_are_those_of_sentence_transformers(settings: Settings, tweets: list[str]) -> None:
-    """With MiniLM every vector has cosine >= 0.9999 with what sentence-transformers gives for the same text."""
+    """With MiniLM every vector has cosine >= 0.9999 with what sentence-transformers gives for the same text, and the
+    endpoint tells the FLOPs of each distinct one, and what the device could do at most.
+    """
     from sentence_transformers import SentenceTransformer
 
     from encoders.source import FolderSource, parse_source
@@ -104,6 +108,9 @@ def test_vectors_are_those_of_sentence_transformers(settings: Settings, tweets: 
         pipeline.wait_ready(WAIT_S)
         send(settings, [post(str(number), text) for number, text in enumerate(texts)])
         await_embeddings(settings, len(texts))
+        flops = flops_of({normalise(text) for text in texts})
+        wait_until(lambda: values(pipeline, "encode", "manyray_encode_flops_total") == [flops], "all are counted")
+        assert values(pipeline, "encode", "manyray_encode_peak_flops_per_second")[0] > 0
     seen = read_embeddings(settings)
     source = parse_source("minilm", "")
     assert isinstance(source, FolderSource)
@@ -190,6 +197,13 @@ def values(pipeline: Pipeline, role: str, name: str) -> list[float]:
         if process.startswith(role):
             found.append(sum(sample.value for sample in read_metrics(url) if sample.name == name))
     return found
+
+
+def flops_of(contents: set[str]) -> float:
+    """What MiniLM's layers cost on each of them once."""
+    encoder = load_encoder("minilm", device="cpu")
+    assert isinstance(encoder, TextEncoder)
+    return encoder.cost.flops(encoder.tokenise(list(contents)).lengths)
 
 
 def owned(pipeline: Pipeline, role: str) -> list[float]:
