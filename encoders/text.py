@@ -128,16 +128,18 @@ class TextEncoder:
         return EncodedBatch(vectors, tokens=real, padded_tokens=computed, flops=self.cost.flops(tokens.lengths))
 
     def _side_by_side(self, batches: list[Packed], on_batch: Callable[[], object], due_s: float) -> list[torch.Tensor]:
-        """A batch a core, or several cores a batch where there are more cores than batches."""
-        threads = max(1, self.workers // len(batches))
-        futures = [self._threads.submit(due_s, partial(self._compute_with, threads, batch)) for batch in batches]
+        futures = [
+            self._threads.submit(due_s, partial(self._compute_on_thread, batch, len(batches))) for batch in batches
+        ]
         for future in as_completed(futures):
             if future.exception() is None:
                 on_batch()
         return [future.result() for future in futures]
 
-    def _compute_with(self, threads: int, batch: Packed) -> torch.Tensor:
+    def _compute_on_thread(self, batch: Packed, batches: int) -> torch.Tensor:
+        """A batch a core, or several cores a batch where there are more cores than batches, of any window."""
         if self.device.type == "cpu":
+            threads = max(1, self.workers // max(batches, self._threads.unfinished))
             if torch.get_num_threads() != threads:  # of this thread
                 torch.set_num_threads(threads)
             return self._compute(batch)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from queue import PriorityQueue
+from threading import Lock
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,21 +21,26 @@ class UrgentFirst:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._waiting: PriorityQueue[tuple[float, int, Future[Any], Callable[[], Any]]] = PriorityQueue()
         self._numbers = count()
+        self.unfinished = 0
+        """Calls that wait or are being made."""
+        self._counting = Lock()
 
     def submit(self, due_s: float, call: Callable[[], T]) -> Future[T]:
         """Make the call on a thread, before those that are due later."""
         future: Future[T] = Future()
+        with self._counting:
+            self.unfinished += 1
         self._waiting.put((due_s, next(self._numbers), future, call))
         self._threads.submit(self._begin_next)  # one for each that waits, whichever it will be
         return future
 
     def _begin_next(self) -> None:
         *_, future, call = self._waiting.get_nowait()
-        if not future.set_running_or_notify_cancel():
-            return
         try:
-            result = call()
+            if future.set_running_or_notify_cancel():
+                future.set_result(call())
         except BaseException as error:  # it is the caller's
             future.set_exception(error)
-        else:
-            future.set_result(result)
+        finally:
+            with self._counting:
+                self.unfinished -= 1

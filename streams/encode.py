@@ -5,6 +5,7 @@ Misses come in two lanes, live and backfill; a window is of one of them, and liv
 """
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -43,6 +44,10 @@ from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
 
+LIVE_S = 10.0
+"""So long after a live chunk the next one may come any time: until then batches of a backfill are short."""
+SHORT_BATCH_S = 0.05
+"""About so long a live post waits for a worker, which finishes the batch that it is at."""
 BACKFILL_PATIENCE_S = 10.0
 """A window of the backfill is computed after this even while live ones wait: what stands still looks like a stall."""
 WARM_UP_TIMEOUT_S = 300.0
@@ -83,6 +88,7 @@ class Encode:
         self._trial: Iterator[bool] | None = None
         self._is_flowing = False
         """Whether there was something to read the last time."""
+        self._live_until_s = -math.inf
         self._unembedded = Unembedded(settings.model)
         self.producer = StageProducer.create(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
@@ -90,8 +96,7 @@ class Encode:
         with_retries(self.producer.open, stop)
         group = f"manyray.encode.{settings.ray}"
         live = self._join(group, topics.misses, 0.0)
-        backfill = self._join(f"{group}.backfill", topics.backfill_misses, BACKFILL_PATIENCE_S)
-        self.lanes = (live, backfill)
+        self.lanes = (live, self._join(f"{group}.backfill", topics.backfill_misses, BACKFILL_PATIENCE_S))
         """The most urgent first."""
         metrics.encode_batch_tokens.set_function(lambda: engine.batch_tokens)
         metrics.queue_length.labels("windows").set_function(lambda: sum(len(lane.in_flight) for lane in self.lanes))
@@ -122,7 +127,8 @@ class Encode:
             if next(self._trial, False):
                 return True
             self._trial = None
-        for lane in self.lanes:
+        # In turn: or many little windows of one lane would leave the other's computed and the device idle.
+        for lane in sorted(self.lanes, key=lambda lane: lane.published_s):
             if lane.is_computed:
                 self._publish_first(lane)
                 return True
@@ -182,8 +188,7 @@ class Encode:
             wait([lane.in_flight[0].future for lane in self.lanes], _IDLE_WAIT_S, FIRST_COMPLETED)
             return
         is_busy = any(lane.in_flight or lane.window.chunks for lane in self.lanes)
-        wait_s = min(self._wait_s, _BUSY_WAIT_S) if is_busy else _IDLE_WAIT_S
-        wait_s = 0.0 if self._is_flowing else wait_s
+        wait_s = 0.0 if self._is_flowing else min(self._wait_s, _BUSY_WAIT_S) if is_busy else _IDLE_WAIT_S
         self._is_flowing = False
         for lane in open_lanes:
             lane.member.commit_ends(self.producer)
@@ -198,6 +203,8 @@ class Encode:
             if self._unsure:  # in a rebalance, within this very call: what came after it is read again too
                 return
             self._is_flowing = True
+            if not lane.patience_s:
+                self._live_until_s = clock.monotonic_s() + LIVE_S
             place = (message.topic() or "", message.partition() or 0)
             where = f"{place[0]}/{place[1]} offset {message.offset()}"
             chunk = parse_chunk(message.value(), where, accept_gaps=self._settings.accept_gaps)
@@ -268,7 +275,9 @@ class Encode:
             if fingerprint not in known and fingerprint not in lent and fingerprint not in failed
         ]
         texts = [window.texts[fingerprint].decode() for fingerprint in computing]
-        future = self._engine.submit(texts, window.first_s + lane.patience_s)
+        is_short = lane.patience_s and clock.monotonic_s() < self._live_until_s
+        batch_tokens = self._engine.batch_tokens_within(SHORT_BATCH_S) if is_short else None
+        future = self._engine.submit(texts, window.first_s + lane.patience_s, batch_tokens)
         reach("encode.computing")
         queued_s = clock.monotonic_s() - window.first_s
         return Submitted(window, computing, future, known, lent, queued_s, failed=failed)
@@ -278,6 +287,7 @@ class Encode:
         self._unsure = True  # whatever ends this, until it is forgotten it may be there already
         self._publish(lane, done, lane.suspicions.after(done.window))
         lane.in_flight.popleft()
+        lane.published_s = clock.monotonic_s()
         self._unsure = False
 
     def _publish(self, lane: MissLane, done: Submitted, left: Mapping[Place, Suspicion | None]) -> None:

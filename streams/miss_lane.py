@@ -24,6 +24,8 @@ class MissLane:
     patience_s: float
     window: Window = field(default_factory=Window)
     in_flight: deque[Submitted] = field(default_factory=deque[Submitted])
+    published_s: float = 0.0
+    """When it last published a window."""
 
     @property
     def is_computed(self) -> bool:

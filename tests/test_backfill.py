@@ -77,9 +77,9 @@ def test_a_backfill_is_due_a_little_later(two_lanes: Settings) -> None:
     due: dict[str, float] = {}
 
     class Noting(Engine):
-        def submit(self, texts, due_s=0.0):
+        def submit(self, texts, due_s=0.0, batch_tokens=None):
             due.update(dict.fromkeys(texts, due_s))
-            return super().submit(texts, due_s)
+            return super().submit(texts, due_s, batch_tokens)
 
     with Noting(load_encoder("hash"), 1_024) as engine:
         encode = Encode(two_lanes, topics, Metrics.create(), engine, stop=threading.Event())

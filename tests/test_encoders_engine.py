@@ -62,6 +62,34 @@ def test_windows_are_tokenised_and_computed_side_by_side():
         assert second.result(20).vectors.shape == first.result(20).vectors.shape == (1, 16)
 
 
+def test_a_batch_of_seconds_is_of_the_pace_of_the_last_full_window():
+    """4,000 tokens in half a second are 400 in 0.05 s; neither little windows nor short batches tell anything."""
+    ticks = count()
+    with Engine(load_encoder("hash:16"), 4_000, clock=lambda: next(ticks) * 0.5) as engine:
+        assert engine.batch_tokens_within(0.05) == 4_000
+        engine.submit(["a" * 4_000]).result(20)
+        assert engine.batch_tokens_within(0.05) == 400
+        engine.submit(["a" * 10]).result(20)
+        engine.submit(["a" * 5_000], batch_tokens=400).result(20)
+        assert [engine.batch_tokens_within(seconds) for seconds in (0.05, 0.001, 10.0)] == [400, 256, 4_000]
+
+
+def test_a_window_may_ask_for_smaller_batches():
+    """Those of the engine stay as they are; larger ones than its own are not to be had."""
+
+    class Noting(HashEncoder):
+        def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
+            noted.append(batch_tokens)
+            return super().encode(tokens, batch_tokens, on_batch, due_s)
+
+    noted = []
+    plain = load_encoder("hash:16")
+    with Engine(Noting(plain.spec, plain.dims), 1_000) as engine:
+        for batch_tokens in (None, 100, 5_000):
+            engine.submit(["a"], batch_tokens=batch_tokens).result(20)
+    assert noted == [1_000, 100, 1_000]
+
+
 def test_what_is_due_first_begins_first():
     """Of the calls that wait for a thread, whatever the order in which they came; equals keep theirs."""
     begun = []
