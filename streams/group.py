@@ -62,6 +62,7 @@ class Member:
     _read_to: dict[Place, int] = field(default_factory=dict[Place, int])
     _ends: dict[Place, int] = field(default_factory=dict[Place, int])
     _ends_due_s: float = 0.0
+    _is_closing: bool = False
     _renew_s: dict[Place, float] = field(default_factory=dict[Place, float])
 
     @classmethod
@@ -208,6 +209,7 @@ class Member:
 
     def close(self) -> None:
         """Leave the group at once, so that others take over without waiting."""
+        self._is_closing = True
         self.consumer.close()
 
     def _starts(self, places: Iterable[Place]) -> list[TopicPartition]:
@@ -231,6 +233,8 @@ class Member:
         return clients.gone(f"{place[0]}/{place[1]}", committed)
 
     def _assigned(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        if self._is_closing:  # what comes now goes at once, and a consumer on its way out is not told where to begin
+            return
         new = [(partition.topic, partition.partition) for partition in partitions]
         self.owned.update(new)
         self.lag.metrics.partitions_owned.inc(len(new))  # a role may be a member of two groups
@@ -268,6 +272,7 @@ class Member:
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         self.revocations += 1
+        partitions = [one for one in partitions if (one.topic, one.partition) in self.owned]
         self.lag.metrics.partitions_owned.dec(len(partitions))
         for partition in partitions:
             place = (partition.topic, partition.partition)
