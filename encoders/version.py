@@ -7,7 +7,7 @@ from typing import Any
 
 from encoders.folder_digest import folder_digest
 from encoders.model_folder import check_dims, read_model_folder
-from encoders.model_spec import ModelSpec, model_spec
+from encoders.model_spec import Choices, ModelSpec, model_spec
 from encoders.source import FolderSource, HashSource, parse_source
 from schemas.errors import Fatal
 from schemas.vectors import VectorForm
@@ -19,28 +19,15 @@ _ALWAYS = ("kind", "source", "dtype", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class VersionSpec:
+class VersionSpec(Choices):
     """Everything that decides a vector, besides the text.
 
     kind: "text", or "hash" (no model, for load tests). source: `sha256:<hex>` over a folder's files, wherever
-    it lies; `hub:<id>@<commit>`; or `shake_128:<dims>`. dtype: the type the model computes in. "auto" is float32 on a
-    CPU and bfloat16 on a GPU, and the word itself is in the digest: the vectors of a fleet of both share one
-    version and agree to a cosine of about 0.999 only. Choose float32 or bfloat16 where one exact type is wanted.
-    max_tokens: longer texts are cut; None is the model's own limit. The rest is as in `ModelSpec`; None is the
-    folder's own way.
+    it lies; `hub:<id>@<commit>`; or `shake_128:<dims>`.
     """
 
     kind: str
     source: str
-    dtype: str = "auto"
-    max_tokens: int | None = None
-    prompt: str | None = None
-    pooling: str | None = None
-    truncation_side: str | None = None
-    normalise: bool | None = None
-    dims: int | None = None
-    output: str = "float32"
-    scale: float | None = None
 
     @property
     def version(self) -> str:
@@ -75,22 +62,10 @@ def resolve_spec(model: str | ModelSpec, **choices: Any) -> VersionSpec:
             raise Fatal(f"model={spec.model} computes unit vectors from whole texts: leave every other choice out")
         if spec.dtype == "bfloat16":
             raise Fatal(f"model={spec.model} computes float32: leave dtype out")
-        return VersionSpec("hash", f"shake_128:{source.dims}", spec.dtype, output=spec.output, scale=spec.scale)
+        return VersionSpec("hash", f"shake_128:{source.dims}", **spec.chosen)
     if isinstance(source, FolderSource):
         check_dims(read_model_folder(source.folder), spec.dims, spec.matryoshka_dims)
         identity = f"sha256:{folder_digest(source.folder)}"
     else:
         identity = f"hub:{source.repo}@{source.revision}"
-    return VersionSpec(
-        "text",
-        identity,
-        spec.dtype,
-        spec.max_tokens,
-        spec.prompt,
-        spec.pooling,
-        spec.truncation_side,
-        spec.normalise,
-        spec.dims,
-        spec.output,
-        spec.scale,
-    )
+    return VersionSpec("text", identity, **spec.chosen)

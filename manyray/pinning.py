@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from encoders.encoder import Encoder
 from encoders.engine import Engine
 from encoders.golden import sketch
 from encoders.load import load_encoder
-from encoders.model_spec import ModelSpec, parse_spec
+from encoders.model_spec import FIELDS, ModelSpec, parse_spec
 from encoders.version import resolve_spec
 from manyray.reading import Format, open_posts
 from schemas.content import normalise
@@ -68,7 +68,7 @@ def _read(file: Path) -> str:
 def _begin(spec: ModelSpec) -> str:
     """The text of a new spec: what differs from a choice's default; a folder by its whole path."""
     lines = ["# What decides the vectors of a version. `manyray pin` writes golden, and the scale of int8.\n"]
-    for field in fields(spec):
+    for field in FIELDS:
         value = getattr(spec, field.name)
         if field.name == "model":
             value = str(Path(value).resolve()) if Path(value).is_dir() else value
