@@ -12,6 +12,7 @@ from schemas.vectors import OUTPUTS
 
 DTYPES = ("auto", "float32", "bfloat16")
 SIDES = ("left", "right")
+BACKENDS = ("torch", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +21,15 @@ class Choices:
 
     dtype: of the computation. "auto" is float32 on a CPU and bfloat16 on a GPU, and the word itself is in the version's
     digest: the vectors of a fleet of both share one version and agree to a cosine of about 0.999 only. Choose float32
-    or bfloat16 where one exact type is wanted. max_tokens: longer texts are cut. prompt: goes before every text.
-    pooling: one of `POOLINGS`. truncation_side: where a longer text is cut. normalise: vectors have length 1. dims: a
-    prefix of the vector, scaled to length 1 again where they are. output, scale: how numbers are stored, as
+    or bfloat16 where one exact type is wanted. backend: what computes the layers, one of `BACKENDS`; all but torch run
+    an exported graph, on a CPU. max_tokens: longer texts are cut. prompt: goes before every text. pooling: one of
+    `POOLINGS`. truncation_side: where a longer text is cut. normalise: vectors have length 1. dims: a prefix of the
+    vector, scaled to length 1 again where they are. output, scale: how numbers are stored, as
     `schemas.vectors.VectorForm`.
     """
 
     dtype: str = "auto"
+    backend: str = "torch"
     max_tokens: int | None = None
     prompt: str | None = None
     pooling: str | None = None
@@ -46,22 +49,29 @@ class Choices:
 class ModelSpec(Choices):
     """A model and how to use it.
 
-    model, revision: as the settings of these names. matryoshka_dims: the values of `dims` for which its authors say
-    that it was trained, where its config.json does not. golden: sketches of the vectors of `golden.TEXTS`.
+    model, revision: as the settings of these names. graph: the file of the model's exported graph, which every backend
+    but torch runs. matryoshka_dims: the values of `dims` for which its authors say that it was trained, where its
+    config.json does not. golden: sketches of the vectors of `golden.TEXTS`.
     """
 
     model: str = "minilm"
     revision: str = ""
     _: KW_ONLY
+    graph: str = ""
     matryoshka_dims: tuple[int, ...] = ()
     golden: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Fatal: a choice that cannot be."""
+        _one_of("backend", self.backend, BACKENDS)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("pooling", self.pooling, (None, *POOLINGS))
         _one_of("truncation_side", self.truncation_side, (None, *SIDES))
         _one_of("output", self.output, OUTPUTS)
+        if self.graph and self.backend == "torch":
+            raise Fatal(f"graph={self.graph} is for backend=onnxruntime or openvino: set backend, or leave graph out")
+        if self.backend == "onnxruntime" and self.dtype == "bfloat16":
+            raise Fatal("backend=onnxruntime computes float32 on a CPU: set dtype to it, or backend to openvino")
         for name in ("max_tokens", "dims"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise Fatal(f"{name}={value}: set it to 1 or more, or leave it out for the model's own")
@@ -119,9 +129,10 @@ def parse_spec(path: Path, text: str) -> ModelSpec:
 
 
 def _beside(path: Path, spec: ModelSpec) -> ModelSpec:
-    """A folder is named as seen from the file, so that both may be moved together."""
+    """A folder and a graph are named as seen from the file, so that all may be moved together."""
     folder = path.parent / Path(spec.model).expanduser()
-    return replace(spec, model=str(folder)) if spec.model.startswith(".") or folder.is_dir() else spec
+    model = str(folder) if spec.model.startswith(".") or folder.is_dir() else spec.model
+    return replace(spec, model=model, graph=spec.graph and str(path.parent / Path(spec.graph).expanduser()))
 
 
 def _fits(value: object, kind: Any) -> bool:
