@@ -7,11 +7,8 @@ in their time; and the whole list at once, sorted by length, which is the most t
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
@@ -20,12 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 
+from encoders.backend import import_extra
 from encoders.batching import Batch, plan_batches
 from encoders.encoder import Tokens
+from encoders.export import export_graph
 from encoders.model_folder import ModelFolder
+from encoders.packing import pack
 from encoders.text import TextEncoder
+from encoders.transformer import load_model
 from schemas.vectors import Matrix
 
 _ST_BATCH = 32
@@ -134,42 +134,11 @@ def _sentence_transformers(setup: Setup) -> list[Side]:
     return [as_they_come, sorted_side(_ST_BATCH), *larger]
 
 
-def _export(setup: Setup) -> Path:
-    """The model as an ONNX file that takes ids and a mask, (n, longest) each, and gives its last hidden states."""
+def graph_of(setup: Setup) -> Path:
+    """The model as an exported graph, which is made once."""
     path = setup.scratch / "model.onnx"
-    if path.exists():
-        return path
-    if setup.found.poolings[0] not in _WEIGHED or len(setup.found.poolings) > 1 or setup.found.denses:
-        raise NotMeasuredError(f"a model has to pool by {' or '.join(_WEIGHED)}, and no dense layers may follow")
-    model = AutoModel.from_pretrained(
-        setup.found.weights, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    ).eval()
-
-    class Hidden(nn.Module):
-        """Takes and gives tensors alone, as an ONNX file does."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-            """(n, longest) each to (n, longest, width)."""
-            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-
-    example = torch.ones(2, 8, dtype=torch.long)
-    shape = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with redirect_stdout(StringIO()):  # it tells of its steps
-        program = torch.onnx.export(
-            Hidden().eval(),
-            (example, example.clone()),
-            input_names=["ids", "mask"],
-            output_names=["hidden"],
-            dynamic_shapes=(shape, shape),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(path, external_data=True)  # one file holds 2 GiB at most
+    if not path.exists():
+        export_graph(load_model(setup.found.weights, torch.float32), path)
     return path
 
 
@@ -185,19 +154,18 @@ class _Padded:
 
 def _padded(tokens: Tokens, batch_tokens: int, pad_id: int) -> Iterator[_Padded]:
     """All texts, sorted by length, in batches of so many tokens, padding included."""
-    starts = np.cumsum(tokens.lengths, dtype=np.int64) - tokens.lengths
     for rows in plan_batches(tokens.lengths, batch_tokens, padded=True):
-        lengths = tokens.lengths[rows]
-        columns = np.arange(lengths[0])
-        real = columns < lengths[:, None]
-        ids = np.where(real, tokens.ids[np.where(real, starts[rows, None] + columns, 0)], pad_id)
-        yield _Padded(rows, ids.astype(np.int64), real.astype(np.int64), lengths)
+        batch = pack(tokens, rows, None)
+        ids, real = batch.padded(pad_id)
+        yield _Padded(rows, ids.numpy(), real.long().numpy(), batch.lengths)
 
 
 class _Gathered:
     """The vectors of batches as they are computed, in any order and by any thread."""
 
     def __init__(self, setup: Setup, texts: list[str], batch_tokens: int) -> None:
+        if len(setup.found.poolings) != 1 or setup.found.poolings[0] not in _WEIGHED or setup.found.denses:
+            raise NotMeasuredError(f"a model has to pool by {' or '.join(_WEIGHED)}, and no dense layers may follow")
         tokens = setup.encoder.tokenise(texts)
         config = json.loads((setup.found.weights / "config.json").read_bytes())
         self.batches = _padded(tokens, batch_tokens, config.get("pad_token_id") or 0)
@@ -227,8 +195,8 @@ def _onnx_runtime(setup: Setup) -> list[Side]:
     """All cores at one batch, and a batch a core."""
     if setup.dtype != "float32":
         raise NotMeasuredError("on a CPU it computes float32")
-    ort: Any = import_module("onnxruntime")
-    path = _export(setup)
+    ort = import_extra("onnxruntime", "onnxruntime")
+    path = graph_of(setup)
 
     def session(threads: int) -> Any:
         options = ort.SessionOptions()
@@ -256,9 +224,9 @@ def _onnx_runtime(setup: Setup) -> list[Side]:
 
 def _openvino(setup: Setup) -> list[Side]:
     """All cores at one batch, and a stream a core."""
-    ov: Any = import_module("openvino")
+    ov = import_extra("openvino", "openvino")
     core = ov.Core()
-    model = core.read_model(str(_export(setup)))
+    model = core.read_model(str(graph_of(setup)))
     options = {"INFERENCE_PRECISION_HINT": _PRECISIONS[setup.dtype], "INFERENCE_NUM_THREADS": setup.cores}
     together = core.compile_model(model, "CPU", {**options, "PERFORMANCE_HINT": "LATENCY"})
     streams = core.compile_model(model, "CPU", {**options, "NUM_STREAMS": setup.cores})

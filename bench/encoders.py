@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter  # noqa: TID251 - the shared clock lives beside Kafka, which is not here
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from bench.encoder_peers import Answer, Setup, Side, make_peers
+from bench.encoder_peers import Answer, Setup, Side, graph_of, make_peers
 from bench.roofline import GpuMeter, Peak, describe, gemm_peak
 from bench.tweets import (
     TWEETS,
@@ -32,17 +32,21 @@ from bench.tweets import (
     find_model,
     load,
     make_padded,
+    outline_of,
     texts_between,
     transformer_of,
     windows,
 )
+from encoders.backend import import_extra
 from encoders.batching import plan_batches
 from encoders.device import resolve_device
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.model_folder import read_model_folder
+from encoders.model_spec import ModelSpec
 from encoders.packing import pack
 from encoders.text import TextEncoder
+from schemas.errors import Fatal
 from schemas.vectors import Matrix
 
 IN_FLIGHT_MAX = 3
@@ -63,6 +67,7 @@ COSINE_MIN = 0.99
 """Mean cosine with ours: who gives other vectors is not the one to beat either."""
 HOST_TEXTS_MAX = 20_000
 """Enough to tell their cost, and few enough for one thread."""
+BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 METERED_S = 5.0
 """At least, as NVML's shares are of up to a second each."""
 
@@ -116,6 +121,22 @@ def ours(encoder: TextEncoder, texts: list[str], batch_tokens: int | None = None
     return encode(encoder, len(texts), windows(texts, encoder.workers * budget), budget)
 
 
+def on_backends(spec: ModelSpec, setup: Setup) -> tuple[list[Side], list[str]]:
+    """Ours with each backend but torch; and of each that cannot be measured why, in a line."""
+    sides: list[Side] = []
+    left_out: list[str] = []
+    for backend, package in BACKEND_NAMES.items():
+        name = f"ours, {package}"
+        try:
+            import_extra(backend, backend)
+            encoder = load(replace(spec, backend=backend, graph=str(graph_of(setup))), "cpu", setup.dtype)
+        except Fatal as error:
+            left_out.append(f"not measured: {name}: {error}")
+        else:
+            sides.append(Side(name, lambda texts, encoder=encoder: ours(encoder, texts)))
+    return sides, left_out
+
+
 def take_turns(sides: Mapping[str, Run], repeats: int, patience: float = math.inf) -> dict[str, Measured]:
     """Run all sides once, then in the opposite order, and so on; those much slower than the fastest only twice."""
     measured: dict[str, Measured] = {}
@@ -155,25 +176,25 @@ class Bench:
     repeats: int
     peak: Peak = field(init=False)
 
-    def sides(self, peers: list[Side]) -> str:
-        """Ours and all peers on the same texts; returns the line by which a target is read off."""
+    def sides(self, others: list[Side]) -> str:
+        """Ours and all others on the same texts; returns the line by which a target is read off."""
         texts = self.posts.texts
         lengths = self.encoder.tokenise(texts).lengths
         tokens = int(lengths.sum())
         runs: dict[str, Run] = {"ours": lambda: ours(self.encoder, texts)}
-        runs |= {side.name: (lambda side=side: side.encode(texts)) for side in peers}
+        runs |= {side.name: (lambda side=side: side.encode(texts)) for side in others}
         peak = self._measure_peak()
         measured = take_turns(runs, self.repeats, PATIENCE)
         # Again, as who else is on this machine may have slowed the first one down.
         self.peak = max(peak, self._measure_peak(), key=lambda peak: peak.flops_per_s)
         mine = measured["ours"]
-        others: dict[str, Measured] = {}
+        peers: dict[str, Measured] = {}
         rows: list[list[str]] = []
         for name, side in measured.items():
             padding = "-" if side.answer.computed is None else f"{1 - tokens / side.answer.computed:.1%}"
             same = cosines(side.answer.vectors, mine.answer.vectors)
-            if side is not mine and same.mean() >= COSINE_MIN:
-                others[name] = side
+            if not name.startswith("ours") and same.mean() >= COSINE_MIN:
+                peers[name] = side
             told = [*side.speeds(len(texts)), f"{tokens / side.best_s:,.0f}", f"{mine.best_s / side.best_s:.2f}"]
             rows.append([name, str(len(side.seconds)), *told, f"{same.min():.6f}", f"{same.mean():.6f}", padding])
         heads = ("runs", "texts/s best", "median", "tokens/s", "of ours", "cosine min", "mean", "padding")
@@ -184,11 +205,11 @@ class Bench:
         print(f"ours: {flops / len(texts) / 1e9:.3g} GFLOP a text, {reached}, {share} of the peak")
         if self.encoder.device.type != "cpu":
             print(self._metered())
-        if not others:
+        if not peers:
             return "ours / best peer: no peer was measured"
-        best = min(others, key=lambda name: others[name].best_s)
-        ratios = [theirs / our for our, theirs in zip(mine.seconds, others[best].seconds, strict=False)]
-        ratio = others[best].best_s / mine.best_s
+        best = min(peers, key=lambda name: peers[name].best_s)
+        ratios = [theirs / our for our, theirs in zip(mine.seconds, peers[best].seconds, strict=False)]
+        ratio = peers[best].best_s / mine.best_s
         told = f"best of runs {ratio:.2f}, median of {len(ratios)} pairs {median(ratios):.2f}"
         return f"ours / best peer ({best}): {told}"
 
@@ -242,7 +263,7 @@ class Bench:
         """CPU time of one thread, which a fast device waits for."""
         encoder, texts = self.encoder, self.posts.texts[:HOST_TEXTS_MAX]
         parts = list(windows(texts, encoder.workers * encoder.batch_tokens))
-        padded, pad_position = not transformer_of(encoder).is_packed, transformer_of(encoder).pad_position
+        padded, pad_position = not transformer_of(encoder).is_packed, outline_of(encoder).pad_position
         variable = "TOKENIZERS_PARALLELISM"  # the tokenizer reads it at each call
         before = os.environ.get(variable)
         costs_s: list[tuple[float, float]] = []
@@ -305,10 +326,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokens = int(encoder.tokenise(posts.texts).lengths.sum())
             print(f"{len(posts.texts):,} {posts.source}: {tokens:,} tokens, {tokens / len(posts.texts):.1f} a text")
             bench = Bench(encoder, posts, options.repeats)
+            backends, without = on_backends(spec, setup) if is_cpu else ([], [])
             peers, left_out = make_peers(setup, posts.texts[:TRIED])
-            print(*left_out, sep="\n")
-            told.append(f"{dtype}: {bench.sides(peers)}")
-            del peers  # and their memory
+            print(*without, *left_out, sep="\n")
+            told.append(f"{dtype}: {bench.sides([*backends, *peers])}")
+            del backends, peers  # and their memory
             bench.buckets()
             bench.policies(make_padded(load(spec, str(device), dtype)))
             bench.host_costs()

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, XLMRobertaConfig
 
 from encoders.batching import Lengths
-from encoders.load import load_encoder, warm_up
+from encoders.load import find_folder, load_encoder, warm_up
 from encoders.model_spec import ModelSpec, model_spec
+from encoders.outline import Outline
 from encoders.source import FolderSource, HashSource, parse_source
 from encoders.text import TextEncoder
 from encoders.transformer import Transformer
@@ -130,11 +131,7 @@ def find_model(name: str, scratch: Path) -> tuple[ModelSpec, Path]:
     source = parse_source(spec.model, spec.revision)
     if isinstance(source, HashSource):
         raise SystemExit(f"--model {name} computes no layers: set it to a model")
-    if isinstance(source, FolderSource):
-        return spec, source.folder
-    from encoders.hub import download  # noqa: PLC0415 - the network's library, for a hub id only
-
-    return spec, download(source.repo, source.revision)
+    return spec, find_folder(source)
 
 
 def load(spec: ModelSpec, device: str, dtype: str) -> TextEncoder:
@@ -150,8 +147,15 @@ def load(spec: ModelSpec, device: str, dtype: str) -> TextEncoder:
 
 
 def transformer_of(encoder: TextEncoder) -> Transformer:
-    """The part of an encoder that its users need not see."""
-    return encoder._transformer  # pyright: ignore[reportPrivateUsage]
+    """The part of an encoder on torch that its users need not see."""
+    backend = encoder._backend  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(backend, Transformer)
+    return backend
+
+
+def outline_of(encoder: TextEncoder) -> Outline:
+    """What an encoder knows of its model besides the weights."""
+    return encoder._outline  # pyright: ignore[reportPrivateUsage]
 
 
 def make_padded(encoder: TextEncoder) -> TextEncoder:
@@ -159,7 +163,7 @@ def make_padded(encoder: TextEncoder) -> TextEncoder:
     transformer = transformer_of(encoder)
     if transformer.is_packed:
         transformer.model.set_attn_implementation("sdpa")
-    encoder._transformer = replace(transformer, is_packed=False)  # pyright: ignore[reportPrivateUsage]
+    encoder._backend = replace(transformer, is_packed=False)  # pyright: ignore[reportPrivateUsage]
     return encoder
 
 

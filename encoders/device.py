@@ -12,13 +12,17 @@ BATCH_TOKENS_CPU = 2_048  # measured: 1,024 is 5 % slower; with 4,096 the C libr
 BATCH_TOKENS_CUDA = 65_536  # not measured yet: about 2 GB of activations for a large model
 
 
-def resolve_device(device: str) -> "torch.device":
+def resolve_device(device: str, backend: str = "torch") -> "torch.device":
     """Turn auto, cpu, cuda or cuda:<n> into a device that is there. auto: the first GPU, else the CPU.
 
-    Fatal: the device is unknown or not there.
+    Fatal: the device is unknown, not there, or not for this backend.
     """
     import torch  # noqa: PLC0415 - 2 s, which the hash encoder does without
 
+    if backend != "torch":
+        if device not in ("auto", "cpu"):
+            raise Fatal(f"device={device}, and backend={backend} runs on a CPU: set device to cpu, or backend to torch")
+        return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = ["cpu", *(f"cuda:{index}" for index in range(count))]
     name = {"auto": there[min(1, count)], "cuda": "cuda:0"}.get(device, device)

@@ -1,6 +1,7 @@
 """The identity of a model folder: a digest over the files that decide its vectors."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from encoders.model_folder import read_model_folder
@@ -16,12 +17,17 @@ def folder_digest(folder: Path) -> str:
     Neither the folder's place nor its other files (README, other formats of the weights) matter.
     Fatal: as `read_model_folder`.
     """
+    return files_digest({path.relative_to(folder).as_posix(): path for path in _files(folder)})
+
+
+def files_digest(files: Mapping[str, Path]) -> str:
+    """SHA-256 (hex) over the contents of files and the names given to them."""
     whole = hashlib.sha256()
-    for path in sorted(_files(folder), key=lambda path: path.relative_to(folder).as_posix()):
-        with path.open("rb") as file:
+    for name in sorted(files):
+        with files[name].open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         # Neither a name nor a digest holds a newline or a NUL, so no two folders write the same bytes.
-        whole.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+        whole.update(f"{name}\0{content}\n".encode())
     return whole.hexdigest()
 
 

@@ -17,24 +17,21 @@ _COSINE_MIN = 0.99
 
 
 def run_packed(model: PreTrainedModel, batch: Packed) -> Tensor:
-    """As `Transformer.run`, in one row."""
-    found = model(input_ids=batch.ids[None], position_ids=batch.positions[None], packed=batch, **_cacheless(model))
+    """As `Backend.run`, in one row."""
+    found = model(input_ids=batch.ids[None], position_ids=batch.positions[None], packed=batch, **cacheless(model))
     return found.last_hidden_state[0]
 
 
 def run_padded(model: PreTrainedModel, batch: Packed, pad_id: int) -> Tensor:
-    """As `Transformer.run`, in a row a text, each as long as the first one."""
-    offsets = batch.offsets.long()
-    columns = torch.arange(int(batch.lengths[0]), device=offsets.device)
-    real = columns < offsets.diff()[:, None]
-    ids = batch.ids[torch.where(real, offsets[:-1, None] + columns, 0)].masked_fill(~real, pad_id)
+    """As `Backend.run`, in a row a text."""
+    ids, real = batch.padded(pad_id)
     # No mask where nothing is padded: attention is then free to take its faster way.
     mask = None if batch.lengths[-1] == batch.lengths[0] else real.long()
-    hidden = model(input_ids=ids, attention_mask=mask, **_cacheless(model)).last_hidden_state
+    hidden = model(input_ids=ids, attention_mask=mask, **cacheless(model)).last_hidden_state
     return hidden.flatten(0, 1) if mask is None else hidden[real]
 
 
-def _cacheless(model: PreTrainedModel) -> dict[str, bool]:
+def cacheless(model: PreTrainedModel) -> dict[str, bool]:
     """Decoders keep keys and values for a next token, which never comes."""
     return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
 

@@ -33,12 +33,15 @@ def load_encoder(model: str | ModelSpec = "minilm", *, device: str = "auto", **c
     else:
         from encoders.text import TextEncoder  # noqa: PLC0415 - imports torch, which other roles do without
 
-        encoder = TextEncoder(spec, _folder(source), device, wanted.matryoshka_dims)
+        encoder = TextEncoder(
+            spec, find_folder(source), device, graph=wanted.graph, matryoshka_dims=wanted.matryoshka_dims
+        )
     check_golden(encoder, golden_of(wanted))
     return encoder
 
 
-def _folder(source: FolderSource | HubSource) -> Path:
+def find_folder(source: FolderSource | HubSource) -> Path:
+    """The folder of a model, fetched from the hub unless it is there. Fatal, Retry: as `load_encoder`."""
     if isinstance(source, FolderSource):
         return source.folder
     from encoders.hub import download  # noqa: PLC0415 - the network's library, for a hub id only

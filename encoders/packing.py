@@ -43,6 +43,13 @@ class Packed:
         offsets = self.offsets[start : end + 1] - first
         return Packed(self.ids[first:last], self.positions[first:last], offsets, self.lengths[start:end])
 
+    def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
+        """Ids in a row a text, each as long as the first one, and which of them are no padding: both (n, longest)."""
+        offsets = self.offsets.long()
+        columns = torch.arange(int(self.lengths[0]), device=offsets.device)
+        real = columns < offsets.diff()[:, None]
+        return self.ids[torch.where(real, offsets[:-1, None] + columns, 0)].masked_fill(~real, pad_id), real
+
 
 def pack(
     tokens: Tokens, order: npt.NDArray[np.intp], pad_position: int | None, device: torch.device | str = "cpu"

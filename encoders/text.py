@@ -1,4 +1,4 @@
-"""The text encoder: tokenizers' Rust tokenizer, a transformers model, batches by tokens, exact pooling."""
+"""The text encoder: tokenizers' Rust tokenizer, a backend for the layers, batches by tokens, exact pooling."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from encoders.backend import Backend, load_graph
 from encoders.batching import padded_tokens, plan_batches
 from encoders.cost import model_cost
 from encoders.dense import DenseLayer, load_dense
-from encoders.device import resolve_device, suited_batch_tokens
+from encoders.device import resolve_device
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import check_dims, read_model_folder
+from encoders.outline import read_outline
 from encoders.packing import Packed, pack
 from encoders.peak import quick_peak
 from encoders.pooling import pool
@@ -30,9 +32,10 @@ _GPU_BATCHES = 2
 """One is computed, and the next waits in the GPU's queue."""
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory is wanting: a GPU's in a class of its own, a CPU's in words."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is wanting: a GPU's or a backend's has a class of its own, torch tells of a CPU's in words."""
+    has_class = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return has_class or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 class TextEncoder:
@@ -44,32 +47,43 @@ class TextEncoder:
     """
 
     def __init__(
-        self, spec: VersionSpec, folder: Path, device: str = "auto", matryoshka_dims: tuple[int, ...] = ()
+        self,
+        spec: VersionSpec,
+        folder: Path,
+        device: str = "auto",
+        *,
+        graph: str = "",
+        matryoshka_dims: tuple[int, ...] = (),
     ) -> None:
-        """Load the weights: 0.5 s for 90 MB.
+        """Load the weights: 0.5 s for 90 MB. graph: the file whose digest `spec` has, of a backend that runs one.
 
-        Fatal: as `read_model_folder`, `check_dims`, `resolve_device`, `load_transformer` and `load_dense`; or the
-        vectors are not as long as `dims`, or not of whole bytes in binary.
+        Fatal: as `read_model_folder`, `check_dims`, `resolve_device`, `read_outline`, `load_transformer` or
+        `load_graph`, and `load_dense`; or the vectors are not as long as `dims`, or not of whole bytes in binary.
         """
         self.spec = spec
-        self.device = resolve_device(device)
-        self.batch_tokens = suited_batch_tokens(self.device)
-        self._folder = found = read_model_folder(folder)
+        self.device = resolve_device(device, spec.backend)
+        found = read_model_folder(folder)
         check_dims(found, spec.dims, matryoshka_dims)
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._threads = UrgentFirst(self.workers if self.device.type == "cpu" else _GPU_BATCHES, "compute")
         self._launching = Lock()
-        self._transformer = load_transformer(found, spec.max_tokens, dtype, self.device, spec.truncation_side)
-        self.max_tokens = self._transformer.max_tokens
+        self._outline = read_outline(found, spec.max_tokens, spec.truncation_side)
+        self._backend: Backend = (
+            load_transformer(found.weights, self._outline, dtype, self.device)
+            if spec.backend == "torch"
+            else load_graph(spec.backend, Path(graph), self._outline, dtype, self.workers)
+        )
+        self.batch_tokens = self._backend.batch_tokens
+        self.max_tokens = self._outline.max_tokens
         self.cost = model_cost(found.weights)
         self._poolings = found.poolings if spec.pooling is None else (spec.pooling,)
         self._normalises = found.normalise if spec.normalise is None else spec.normalise
         self._prompt = found.prompt if spec.prompt is None else spec.prompt
         self._skipped = 0 if found.pools_prompt else self._prompt_tokens()
         self._denses: list[DenseLayer] = []
-        width = self._transformer.width * len(self._poolings)
+        width = self._outline.width * len(self._poolings)
         for dense in found.denses:
             self._denses.append(load_dense(dense, width, self.device))
             width = dense.dims
@@ -88,10 +102,10 @@ class TextEncoder:
         A text of no tokens at all (some models add none to an empty text) becomes one padding token, which is
         read.
         """
-        nothing = [self._transformer.pad_id]
+        nothing = [self._outline.pad_id]
         if self._prompt:
             texts = [self._prompt + text for text in texts]
-        ids = [encoding.ids or nothing for encoding in self._transformer.tokenizer.encode_batch_fast(texts)]
+        ids = [encoding.ids or nothing for encoding in self._outline.tokenizer.encode_batch_fast(texts)]
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
         return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
 
@@ -101,7 +115,7 @@ class TextEncoder:
         """(n, dims) float32."""
         try:
             return self._encode(tokens, batch_tokens, on_batch, due_s)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         # Out here, as the error holds on to what was being computed.
@@ -113,12 +127,12 @@ class TextEncoder:
         return quick_peak(self.device, self.dtype)
 
     def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], due_s: float) -> EncodedBatch:
-        is_packed = self._transformer.is_packed
+        is_packed = self._backend.is_packed
         batches = plan_batches(tokens.lengths, batch_tokens, padded=not is_packed, workers=self.workers)
         if not batches:
             return EncodedBatch(np.empty((0, self.dims), np.float32), tokens=0, padded_tokens=0)
         order = np.concatenate(batches)
-        window = pack(tokens, order, self._transformer.pad_position, self.device)
+        window = pack(tokens, order, self._outline.pad_position, self.device)
         bounds = list(pairwise(accumulate(map(len, batches), initial=0)))
         parts = self._side_by_side([window.part(*bound) for bound in bounds], on_batch, due_s)
         vectors = np.empty((len(order), self.dims), np.float32)
@@ -154,7 +168,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _compute(self, batch: Packed) -> torch.Tensor:
-        vectors = pool(self._transformer.run(batch), batch.offsets, self._poolings, self._skipped)
+        vectors = pool(self._backend.run(batch), batch.offsets, self._poolings, self._skipped)
         for dense in self._denses:
             vectors = dense(vectors)
         vectors = vectors[:, : self.dims]
@@ -162,5 +176,5 @@ class TextEncoder:
 
     def _prompt_tokens(self) -> int:
         """How many tokens of each text are the prompt's: all but a special one that ends a text."""
-        encoding = self._transformer.tokenizer.encode(self._prompt)
+        encoding = self._outline.tokenizer.encode(self._prompt)
         return len(encoding.ids) - int(any(encoding.special_tokens_mask[-1:])) if self._prompt else 0

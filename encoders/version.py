@@ -3,11 +3,13 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from encoders.folder_digest import folder_digest
+from encoders.graph_file import graph_digest
 from encoders.model_folder import check_dims, read_model_folder
-from encoders.model_spec import ModelSpec, model_spec
+from encoders.model_spec import Choices, ModelSpec, model_spec
 from encoders.source import FolderSource, HashSource, parse_source
 from schemas.errors import Fatal
 from schemas.vectors import VectorForm
@@ -19,28 +21,17 @@ _ALWAYS = ("kind", "source", "dtype", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class VersionSpec:
+class VersionSpec(Choices):
     """Everything that decides a vector, besides the text.
 
     kind: "text", or "hash" (no model, for load tests). source: `sha256:<hex>` over a folder's files, wherever
-    it lies; `hub:<id>@<commit>`; or `shake_128:<dims>`. dtype: the type the model computes in. "auto" is float32 on a
-    CPU and bfloat16 on a GPU, and the word itself is in the digest: the vectors of a fleet of both share one
-    version and agree to a cosine of about 0.999 only. Choose float32 or bfloat16 where one exact type is wanted.
-    max_tokens: longer texts are cut; None is the model's own limit. The rest is as in `ModelSpec`; None is the
-    folder's own way.
+    it lies; `hub:<id>@<commit>`; or `shake_128:<dims>`. graph: `sha256:<hex>` over the files of an exported graph, of a
+    backend that runs one.
     """
 
     kind: str
     source: str
-    dtype: str = "auto"
-    max_tokens: int | None = None
-    prompt: str | None = None
-    pooling: str | None = None
-    truncation_side: str | None = None
-    normalise: bool | None = None
-    dims: int | None = None
-    output: str = "float32"
-    scale: float | None = None
+    graph: str = ""
 
     @property
     def version(self) -> str:
@@ -61,10 +52,10 @@ class VersionSpec:
 
 
 def resolve_spec(model: str | ModelSpec, **choices: Any) -> VersionSpec:
-    """Say what encoder a spec names, reading a folder's files (0.1-0.3 s for 90 MB) and no network.
+    """Say what encoder a spec names, reading the files of a folder and a graph (0.1-0.3 s for 90 MB) and no network.
 
     `choices` are those of `ModelSpec`, for a model's name.
-    Fatal: as `model_spec`, `parse_source` and, for a folder, `read_model_folder` and `check_dims`.
+    Fatal: as `model_spec`, `parse_source`, `graph_digest` and, for a folder, `read_model_folder` and `check_dims`.
     """
     spec = model if isinstance(model, ModelSpec) else model_spec(model, **choices)
     if spec.output == "int8" and spec.scale is None:
@@ -75,22 +66,11 @@ def resolve_spec(model: str | ModelSpec, **choices: Any) -> VersionSpec:
             raise Fatal(f"model={spec.model} computes unit vectors from whole texts: leave every other choice out")
         if spec.dtype == "bfloat16":
             raise Fatal(f"model={spec.model} computes float32: leave dtype out")
-        return VersionSpec("hash", f"shake_128:{source.dims}", spec.dtype, output=spec.output, scale=spec.scale)
+        return VersionSpec("hash", f"shake_128:{source.dims}", **spec.chosen)
     if isinstance(source, FolderSource):
         check_dims(read_model_folder(source.folder), spec.dims, spec.matryoshka_dims)
         identity = f"sha256:{folder_digest(source.folder)}"
     else:
         identity = f"hub:{source.repo}@{source.revision}"
-    return VersionSpec(
-        "text",
-        identity,
-        spec.dtype,
-        spec.max_tokens,
-        spec.prompt,
-        spec.pooling,
-        spec.truncation_side,
-        spec.normalise,
-        spec.dims,
-        spec.output,
-        spec.scale,
-    )
+    graph = "" if spec.backend == "torch" else f"sha256:{graph_digest(Path(spec.graph))}"
+    return VersionSpec("text", identity, graph, **spec.chosen)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from encoders.encoder import Encoder
 from encoders.engine import Engine
 from encoders.golden import sketch
 from encoders.load import load_encoder
-from encoders.model_spec import ModelSpec, parse_spec
+from encoders.model_spec import FIELDS, ModelSpec, parse_spec
 from encoders.version import resolve_spec
 from manyray.reading import Format, open_posts
 from schemas.content import normalise
@@ -28,16 +28,22 @@ CALIBRATION_POSTS = 10_000
 def pin_spec(settings: Settings, file: Path, calibrate: str | None, *, layout: Format | None, text_field: str) -> str:
     """Write `golden`, and with `calibrate`, a file of posts, the `scale` of int8, into a spec; return what sums it up.
 
+    A backend's graph that is not there is exported, beside the file.
+
     The spec's other lines stay as they are; a file that is not there is begun with what the settings say.
 
     Raises:
-        Fatal: the spec cannot be, or be written; its output is int8 and nothing says the scale; there are no posts.
+        Fatal: the spec cannot be, or be written, or exported; its output is int8 and nothing says the scale; there are
+            no posts.
         Retry: the hub cannot be reached.
     """
     if file.suffix != ".toml":
         raise Fatal(f"{file} is no name of a spec: name it .toml")
     text = _read(file) if file.exists() else _begin(model_of(settings))
     wanted = parse_spec(file, text)
+    if wanted.backend != "torch":
+        text = _with_graph(file, text, wanted)
+        wanted = parse_spec(file, text)
     encoder = load_encoder(replace(wanted, output="float32", scale=None, golden=()), device=settings.device)
     told = ""
     if calibrate is not None:
@@ -68,7 +74,7 @@ def _read(file: Path) -> str:
 def _begin(spec: ModelSpec) -> str:
     """The text of a new spec: what differs from a choice's default; a folder by its whole path."""
     lines = ["# What decides the vectors of a version. `manyray pin` writes golden, and the scale of int8.\n"]
-    for field in fields(spec):
+    for field in FIELDS:
         value = getattr(spec, field.name)
         if field.name == "model":
             value = str(Path(value).resolve()) if Path(value).is_dir() else value
@@ -76,6 +82,18 @@ def _begin(spec: ModelSpec) -> str:
             continue
         lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}\n")
     return "".join(lines)
+
+
+def _with_graph(file: Path, text: str, spec: ModelSpec) -> str:
+    """The text of a spec whose graph is there, and computes what its model does."""
+    from encoders.export import ensure_graph  # noqa: PLC0415 - imports torch, which a hash encoder does without
+
+    if spec.graph and Path(spec.graph).exists():
+        ensure_graph(spec, Path(spec.graph))
+        return text
+    graph = file.with_suffix(".onnx")
+    ensure_graph(spec, graph)
+    return _set(text, "graph", json.dumps(graph.name, ensure_ascii=False))
 
 
 def _set(text: str, name: str, value: str) -> str:

@@ -11,6 +11,7 @@ from encoders.device import resolve_device
 from encoders.encoder import Tokens
 from encoders.forward import run_padded
 from encoders.model_folder import read_model_folder
+from encoders.outline import read_outline
 from encoders.packing import pack
 from encoders.transformer import load_transformer
 
@@ -84,17 +85,18 @@ def test_families_are_packed_where_they_can_be(tmp_path, family):
 def test_every_token_of_a_row_is_as_it_is_padded(tmp_path, family, dtype):
     """Not the vectors alone: each hidden state of each token, also where a text holds the id of padding."""
     folder = read_model_folder(save_family(tmp_path, family))
-    transformer = load_transformer(folder, None, dtype, resolve_device("cpu"))
+    outline = read_outline(folder)
+    transformer = load_transformer(folder.weights, outline, dtype, resolve_device("cpu"))
     assert transformer.is_packed
     texts = [*TEXTS[1:], "a [PAD] b", "a [PAD] [PAD]", "b [PAD] a", "fox", "the fox jumps over"]
-    ids = [encoding.ids for encoding in transformer.tokenizer.encode_batch_fast(texts)]
+    ids = [encoding.ids for encoding in outline.tokenizer.encode_batch_fast(texts)]
     tokens = Tokens(np.array([len(one) for one in ids], np.int32), np.concatenate([np.array(one) for one in ids]))
     order = np.argsort(-tokens.lengths, kind="stable")
-    batch = pack(tokens, order, transformer.pad_position)
+    batch = pack(tokens, order, outline.pad_position)
     with torch.inference_mode():
         together = transformer.run(batch).float()
         transformer.model.set_attn_implementation("sdpa")
-        padded = run_padded(transformer.model, batch, transformer.pad_id).float()
-    assert together.shape == padded.shape == (len(tokens.ids), transformer.width)
+        padded = run_padded(transformer.model, batch, outline.pad_id).float()
+    assert together.shape == padded.shape == (len(tokens.ids), outline.width)
     similar = torch.nn.functional.cosine_similarity(together, padded)
     assert similar.min() >= (0.99999 if dtype == torch.float32 else 0.995)
