@@ -53,15 +53,16 @@ class OpenVino:
         compiled = None
         try:
             compiled = self._ready()
-            found = self._request(compiled).infer([ids.numpy(), real.long().numpy()], share_outputs=True)
-            return torch.from_numpy(found[0])[real]  # a copy, as the next batch overwrites it
+            hidden = self._request(compiled).infer([ids.numpy(), real.long().numpy()], share_outputs=True)[0]
+            if hidden.shape[:2] == ids.shape:  # where memory was wanting, it may say nothing and give what it gave last
+                return torch.from_numpy(hidden)[real]  # a copy, as the next batch overwrites it
         except RuntimeError as error:
-            is_wanting = wants_memory(error)
             with self._lock:
-                if is_wanting and self._compiled is compiled:
-                    self._compiled = None
-                if not is_wanting and self._compiled is compiled:  # else it came to this after another's want of memory
-                    raise
+                if not wants_memory(error) and self._compiled is compiled:
+                    raise  # else it came to this after another's want of memory
+        with self._lock:
+            if self._compiled is compiled:
+                self._compiled = None
         raise MemoryError
 
     def _compile(self) -> Any:
