@@ -118,7 +118,9 @@ def encode(encoder: TextEncoder, texts: int, parts: Iterable[Sequence[str]], bat
 def ours(encoder: TextEncoder, texts: list[str], batch_tokens: int | None = None) -> Answer:
     """Windows as the pipeline makes them of batches of so many tokens."""
     budget = batch_tokens or encoder.batch_tokens
-    return encode(encoder, len(texts), windows(texts, encoder.workers * budget), budget)
+    with Engine(encoder, budget) as engine:
+        window_tokens = engine.window_tokens
+    return encode(encoder, len(texts), windows(texts, window_tokens), budget)
 
 
 def on_backends(spec: ModelSpec, setup: Setup) -> tuple[list[Side], list[str]]:

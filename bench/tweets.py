@@ -26,7 +26,7 @@ _SAMPLE = _ROOT / "manyray" / "sample_posts.txt"
 _BYTES_A_TOKEN = 3
 _JOINED_POSTS = 5_000
 """Posts whose words make texts of a given length: enough that few such texts are equal."""
-_SPARE = 1.5
+_SPARE = 3.0
 """Texts are made in so many times the number wanted, as those whose length is missed are left out."""
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3_072}

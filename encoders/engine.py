@@ -11,7 +11,7 @@ from time import perf_counter  # noqa: TID251
 from types import TracebackType
 from typing import Self
 
-from encoders.device import BATCH_TOKENS_MIN
+from encoders.device import BATCH_TOKENS_CPU, BATCH_TOKENS_MIN
 from encoders.encoder import EncodedBatch, Encoder, Tokens
 from encoders.rescue import encode_each
 
@@ -46,8 +46,8 @@ class Engine:
 
     @property
     def window_tokens(self) -> int:
-        """Tokens of a window that suits the device: a batch for each of its workers."""
-        return self.encoder.workers * self.batch_tokens
+        """Tokens of a window that suits the device: a batch for each worker, and of small ones enough to sort."""
+        return self.encoder.workers * max(self.batch_tokens, BATCH_TOKENS_CPU)
 
     def batch_tokens_within(self, seconds: float) -> int:
         """Tokens of a batch that takes about so long at the last pace, for windows that others are to overtake."""

@@ -1,5 +1,6 @@
 """What is known of a model without its weights: tokenizer, limits, sizes. No network, no code of the folder's own."""
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def quiet() -> Generator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):  # as of what a model's code uses of torch
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
