@@ -74,6 +74,13 @@ def test_a_batch_of_seconds_is_of_the_pace_of_the_last_full_window():
         assert [engine.batch_tokens_within(seconds) for seconds in (0.05, 0.001, 10.0)] == [400, 256, 4_000]
 
 
+@pytest.mark.parametrize(("batch_tokens", "window_tokens"), [(64, 2_048), (4_000, 4_000)])
+def test_windows_are_a_batch_a_worker_and_large_enough_to_sort(batch_tokens, window_tokens):
+    """Small batches of texts of like length need more texts than one batch to choose from."""
+    with Engine(load_encoder("hash:16"), batch_tokens) as engine:
+        assert engine.window_tokens == window_tokens
+
+
 def test_a_window_may_ask_for_smaller_batches():
     """Those of the engine stay as they are; larger ones than its own are not to be had."""
 

@@ -33,7 +33,7 @@ FAMILIES = {
     "ModernBert": (MODERN | {"local_attention": 8, "global_attn_every_n_layers": 2}, True, "cls"),
     "NomicBert": (PLAIN | SHAPE, True, "mean"),
     "EuroBert": (DECODER | {"num_key_value_heads": 2}, True, "mean"),
-    "Qwen2": (DECODER, True, "lasttoken"),
+    "Qwen2": (DECODER | {"num_key_value_heads": 2}, True, "lasttoken"),
     "Qwen3": (DECODER, True, "lasttoken"),
     "Gemma3Text": (DECODER | {"use_bidirectional_attention": True, "sliding_window": 6}, True, "mean"),
     "Llama": (DECODER, True, "lasttoken"),
