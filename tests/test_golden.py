@@ -57,6 +57,7 @@ EIGHTHS = np.array([[4, -10, 127], [0, 1, -127]], np.int8)
 SECOND_FORMAT = {
     "embedding": {"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()},
     "vectors": {"bits": 8, "vectors": EIGHTHS.tobytes()},
+    "chunk": {"backfill": True},
 }
 
 
