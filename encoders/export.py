@@ -93,6 +93,8 @@ def export_graph(model: PreTrainedModel, graph: Path) -> None:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             raise Fatal(f"model={model.name_or_path} cannot be exported to ONNX ({reason}): {_TORCH}") from error
         assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # where each came from, in lines and paths of this machine
         program.save(graph)
 
 

@@ -64,6 +64,15 @@ def test_every_family_has_torchs_vectors(exported, family):
         assert cosine(ours(folder, backend=backend, graph=str(graph)), expected) >= 0.99999
 
 
+@pytest.mark.parametrize("family", ["Bert", "Qwen3"])
+def test_a_graph_says_nothing_of_the_machine(exported, family):
+    """Neither where torch and this project lie nor their lines: the same versions make the same graph elsewhere."""
+    content = exported(family)[1].read_bytes()
+    for path in (torch.__file__, export.__file__):
+        assert path.encode() not in content
+    assert b".py" not in content
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_follows_the_layers_is_the_same(tmp_path, bert, backend):
     """Prompt, truncation, pooling and prefix are the encoder's, whatever computes the layers."""
