@@ -35,13 +35,12 @@ from bench.tweets import (
     outline_of,
     texts_between,
     transformer_of,
-    windows,
 )
 from encoders.backend import import_extra
-from encoders.batching import plan_batches
+from encoders.batching import plan_batches, windows
 from encoders.device import resolve_device
 from encoders.encoder import EncodedBatch
-from encoders.engine import Engine
+from encoders.engine import IN_FLIGHT_MAX, Engine
 from encoders.model_folder import read_model_folder
 from encoders.model_spec import ModelSpec
 from encoders.packing import pack
@@ -49,8 +48,6 @@ from encoders.text import TextEncoder
 from schemas.errors import Fatal
 from schemas.vectors import Matrix
 
-IN_FLIGHT_MAX = 3
-"""As in `streams.encode`, which needs Kafka."""
 BUCKETS = ((1, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, 256), (257, 512))
 BUCKET_SHARE = 0.25
 """The tokens of a bucket's texts beside those of all posts: enough for more than a window of the default posts."""

@@ -16,6 +16,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
 from bench.machine import Speed, cpu_s, describe
+from encoders.batching import windows
 from encoders.encoder import Encoder
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
@@ -29,8 +30,6 @@ SAMPLE = Path(__file__).parent.parent / "manyray" / "sample_posts.txt"
 STALL_S = 120.0
 POLL_S = 0.1
 """Seldom: the process that is measured answers each poll."""
-TOKENS_A_POST = 40
-"""As Window counts them, of the posts of this benchmark: about."""
 
 
 def texts(count: int, distinct: int, seed: int = 1) -> list[str]:
@@ -124,9 +123,8 @@ def bench_hits(posts_count: int, repeats: int, folder: Path) -> None:
 def encoder_alone(encoder: Encoder, posts: list[str]) -> Speed:
     """The yardstick of the miss path: windows of the pipeline's size through the engine, and no Kafka."""
     with Engine(encoder, encoder.batch_tokens) as engine:
-        window = max(1, engine.window_tokens // TOKENS_A_POST)
         began_cpu_s, began_s = clock.cpu_s(), clock.perf_s()
-        futures = [engine.submit(posts[start : start + window]) for start in range(0, len(posts), window)]
+        futures = [engine.submit(window) for window in windows(posts, engine.window_tokens)]
         for future in futures:
             future.result()
         wall_s, used_s = clock.perf_s() - began_s, clock.cpu_s() - began_cpu_s

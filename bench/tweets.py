@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from schemas.errors import Fatal
 _ROOT = Path(__file__).parent.parent
 TWEETS = _ROOT.parent / "shared" / "data" / "tweeteval"
 _SAMPLE = _ROOT / "manyray" / "sample_posts.txt"
-_BYTES_A_TOKEN = 3
 _JOINED_POSTS = 5_000
 """Posts whose words make texts of a given length: enough that few such texts are equal."""
 _SPARE = 3.0
@@ -32,13 +31,13 @@ _SPARE = 3.0
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3_072}
 _LARGE = {"hidden_size": 1_024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4_096}
 _XLM_R = {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 0}
-_SIZES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+SIZES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "minilm": (BertConfig, {**_BASE, "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1_536}),
     "base": (BertConfig, _BASE),
     "xlm-r-base": (XLMRobertaConfig, {**_XLM_R, **_BASE}),
     "xlm-r-large": (XLMRobertaConfig, {**_XLM_R, **_LARGE}),
 }
-_RANDOM = "random:"
+RANDOM = "random:"
 _LONGEST = 512
 """Tokens at which texts are cut, so that long ones are measured; fewer where the model has fewer positions."""
 
@@ -66,18 +65,6 @@ def draw_posts(folder: Path, count: int, seed: int = 1) -> Posts:
     drawn = random.integers(0, len(lines), count).tolist()
     texts = [f"{lines[index]} {number}" for number, index in enumerate(drawn)]
     return Posts(texts, f"sample posts, as there are no tweets in {folder} (--tweets)")
-
-
-def windows(texts: Sequence[str], tokens: int) -> Iterator[Sequence[str]]:
-    """Cut texts as they come into windows of `tokens` tokens or just more, counted as `streams.window.Window` does."""
-    start, gathered = 0, 0
-    for end, text in enumerate(texts, 1):
-        gathered += 2 + len(text.encode()) // _BYTES_A_TOKEN
-        if gathered >= tokens:
-            yield texts[start:end]
-            start, gathered = end, 0
-    if start < len(texts):
-        yield texts[start:]
 
 
 def texts_between(
@@ -124,7 +111,7 @@ def find_model(name: str, scratch: Path) -> tuple[ModelSpec, Path]:
 
     Fatal: as `model_spec` and `parse_source`. SystemExit: there is no such random model, or it is the hash encoder.
     """
-    if name.startswith(_RANDOM):
+    if name.startswith(RANDOM):
         folder = _random_model(name, scratch / "model")
         return ModelSpec(str(folder)), folder
     spec = model_spec(name)
@@ -172,10 +159,10 @@ def _random_model(name: str, folder: Path) -> Path:
 
     Fatal: the carried model is not installed. SystemExit: the name is unknown.
     """
-    size = name.removeprefix(_RANDOM)
-    if size not in _SIZES:
-        raise SystemExit(f"--model {name} is unknown: set it to {', '.join(_RANDOM + each for each in _SIZES)}")
-    kind, settings = _SIZES[size]
+    size = name.removeprefix(RANDOM)
+    if size not in SIZES:
+        raise SystemExit(f"--model {name} is unknown: set it to {', '.join(RANDOM + each for each in SIZES)}")
+    kind, settings = SIZES[size]
     carried = parse_source("minilm")
     assert isinstance(carried, FolderSource)
     shutil.copytree(carried.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "README.md"))

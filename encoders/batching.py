@@ -1,6 +1,6 @@
-"""Batches by tokens, not by count: a pure plan, which knows nothing of torch."""
+"""Windows and batches by tokens, not by count: pure plans, which know nothing of torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,25 @@ Batch = npt.NDArray[np.intp]
 
 _SHARE_MIN = 128
 """Tokens: less is not split among workers, as starting a model's layers then costs more than computing them."""
+
+_BYTES_A_TOKEN = 3
+
+
+def about_tokens(text_bytes: int) -> int:
+    """What a text of so many bytes is about worth, in the Latin script: it says when a window is full, no more."""
+    return 2 + text_bytes // _BYTES_A_TOKEN
+
+
+def windows(texts: Sequence[str], tokens: int) -> Iterator[Sequence[str]]:
+    """Cut texts as they come into windows of about `tokens` tokens or just more; the last one may have less."""
+    start = gathered = 0
+    for end, text in enumerate(texts, 1):
+        gathered += about_tokens(len(text.encode()))
+        if gathered >= tokens:
+            yield texts[start:end]
+            start, gathered = end, 0
+    if start < len(texts):
+        yield texts[start:]
 
 
 def plan_batches(lengths: Lengths, batch_tokens: int, *, padded: bool = False, workers: int = 1) -> list[Batch]:

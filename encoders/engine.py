@@ -17,7 +17,8 @@ from encoders.rescue import encode_each
 
 WINDOWS_MAX = 8
 """Computed side by side; more wait. A window needs a thread only to wait for its batches."""
-
+IN_FLIGHT_MAX = 3
+"""Windows that keep a device busy: two are computed while the first one's vectors are taken away."""
 
 _SHORT_TOKENS_MIN = 256
 """Of a batch that others are to overtake: with less, starting a model's layers costs more than computing them."""
@@ -27,8 +28,8 @@ class Engine:
     """Tokenises on a thread of its own, and computes windows side by side, so that no core waits for a window's end.
 
     Windows that are due earlier come first, batch by batch; those due at the same time in the order of `submit`,
-    called from one thread. Nothing here limits what is in flight: the caller keeps as many windows open as it wants
-    memory spent on; three keep a device busy while the first of them is taken away.
+    called from one thread. Nothing here limits what is in flight: the caller keeps `IN_FLIGHT_MAX` windows open, or as
+    many as it wants memory spent on.
     """
 
     def __init__(self, encoder: Encoder, batch_tokens: int, clock: Callable[[], float] = perf_counter) -> None:

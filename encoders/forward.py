@@ -1,5 +1,6 @@
 """A batch through a transformer, in one row or padded, and whether a model can do the first."""
 
+import logging
 from typing import cast
 
 import numpy as np
@@ -9,7 +10,10 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from encoders.encoder import Tokens
+from encoders.outline import quiet
 from encoders.packing import PACKED, Packed, pack
+
+_log = logging.getLogger("manyray.encode")
 
 _TRIED_LENGTHS = (24, 9, 9, 2, 1)
 _COSINE_MIN = 0.99
@@ -41,6 +45,7 @@ def try_packing(model: PreTrainedModel, pad_id: int, pad_position: int | None, l
     """Switch a model to packed attention, if it then computes what it does padded: found by trying it on five texts.
 
     Families differ in whether they take an attention of ours, positions, and a row of several texts, and new ones will.
+    So do GPUs and versions of torch in whether they have a kernel for it.
     """
     lengths = np.minimum(np.array(_TRIED_LENGTHS, np.int32), longest)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, int(lengths.sum()))
@@ -48,11 +53,14 @@ def try_packing(model: PreTrainedModel, pad_id: int, pad_position: int | None, l
     before = cast(str, model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
     expected = run_padded(model, batch, pad_id)
     try:
-        model.set_attn_implementation(PACKED)
+        with quiet():  # it warns of a model that does not take one
+            model.set_attn_implementation(PACKED)
         found = run_packed(model, batch)
         if found.shape == expected.shape and cosine_similarity(found.float(), expected.float()).min() >= _COSINE_MIN:
             return True
-    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
-        pass
+        why = "its vectors would be others"
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    _log.info("texts of a batch are padded to its longest, as %s cannot be packed: %s", type(model).__name__, why)
     model.set_attn_implementation(before)
     return False

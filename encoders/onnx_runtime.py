@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from encoders.backend import import_extra, wants_memory
+from encoders.device import BATCH_TOKENS_PADDED
 from encoders.graph_file import INPUTS, OUTPUT, REMEDY, check_graph
 from encoders.outline import Outline
 from encoders.packing import Packed
@@ -16,7 +17,7 @@ class OnnxRuntime:
     """A session that computes on the thread that calls it: so many threads, so many batches side by side."""
 
     is_packed = False
-    batch_tokens = 512
+    batch_tokens = BATCH_TOKENS_PADDED
 
     def __init__(self, graph: Path, outline: Outline) -> None:
         """Load a graph. Fatal: the package is not installed, or the graph is broken or not this model's."""

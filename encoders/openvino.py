@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from encoders.backend import import_extra, wants_memory
+from encoders.device import BATCH_TOKENS_PADDED
 from encoders.graph_file import REMEDY, check_graph
 from encoders.outline import Outline
 from encoders.packing import Packed
@@ -20,7 +21,7 @@ class OpenVino:
     """A compiled graph with a stream of one thread for each batch that is run side by side."""
 
     is_packed = False
-    batch_tokens = 512
+    batch_tokens = BATCH_TOKENS_PADDED
 
     def __init__(self, graph: Path, outline: Outline, dtype: torch.dtype, workers: int) -> None:
         """Load a graph.

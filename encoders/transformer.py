@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from encoders.device import BATCH_TOKENS_CPU, suited_batch_tokens
+from encoders.device import suited_batch_tokens
 from encoders.forward import run_packed, run_padded, try_packing
 from encoders.linear import lay_out_linears
 from encoders.outline import LOCAL, Outline, quiet
@@ -39,9 +39,10 @@ def load_transformer(weights: Path, outline: Outline, dtype: torch.dtype, device
     """
     model = load_model(weights, dtype).to(device)  # pyright: ignore[reportArgumentType]
     is_packed = try_packing(model, outline.pad_id, outline.pad_position, outline.max_tokens)
+    batch_tokens = suited_batch_tokens(device, is_packed=is_packed)
     if device.type == "cpu":
-        lay_out_linears(model, BATCH_TOKENS_CPU)
-    return Transformer(model, outline.pad_id, is_packed, suited_batch_tokens(device))
+        lay_out_linears(model, batch_tokens)
+    return Transformer(model, outline.pad_id, is_packed, batch_tokens)
 
 
 def load_model(weights: Path, dtype: torch.dtype) -> PreTrainedModel:

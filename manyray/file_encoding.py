@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from encoders.batching import windows
 from encoders.encoder import EncodedBatch
-from encoders.engine import Engine
+from encoders.engine import IN_FLIGHT_MAX, Engine
 from encoders.load import load_encoder, warm_up
 from manyray.progress import show_progress
 from manyray.reading import Format, open_posts
@@ -31,8 +32,6 @@ SEGMENT_POSTS = 4_096
 """As many are lost by an end at the wrong time: some seconds of a CPU."""
 SEGMENT_BYTES = 16 * 2**20
 """Of texts: a segment of long ones is shorter, so that memory is bounded."""
-IN_FLIGHT_MAX = 3
-"""Windows: one is computed, one tokenised, and one's results are taken."""
 LOG_EVERY_S = 30.0
 """Where nobody looks at a progress bar."""
 
@@ -149,7 +148,7 @@ class _Run:
                 continue
             work.places.append(known.setdefault(content, len(known)))
         work.contents = list(known)
-        for window in _windows(work.contents, self._window_tokens):
+        for window in windows(work.contents, self._window_tokens):
             while len(self._in_flight) >= IN_FLIGHT_MAX:
                 self._in_flight.popleft().result()
             self._in_flight.append(self._engine.submit(window))
@@ -197,20 +196,6 @@ def _groups(posts: Iterator[Post]) -> Iterator[list[Post]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def _windows(contents: list[str], window_tokens: int) -> Iterator[list[str]]:
-    """Parts of about so many tokens, of 3 characters and more each."""
-    window: list[str] = []
-    tokens = 0
-    for content in contents:
-        window.append(content)
-        tokens += 2 + len(content) // 3
-        if tokens >= window_tokens:
-            yield window
-            window, tokens = [], 0
-    if window:
-        yield window
 
 
 def _write_rejected(target: Path, segments: Segments) -> tuple[int, int, int]:

@@ -3,13 +3,11 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from encoders.engine import IN_FLIGHT_MAX
 from streams.group import Member
 from streams.submitted import Submitted
 from streams.suspicions import Suspicions
 from streams.window import Window
-
-IN_FLIGHT_MAX = 3
-"""Windows submitted and not yet published: two are computed while the one before them is published."""
 
 
 @dataclass(slots=True)

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from encoders.batching import about_tokens
 from schemas.chunk import Place
 from schemas.content import split_fingerprints
 from schemas.internal_pb2 import Chunk
 
-_BYTES_A_TOKEN = 3
-"""About, for text in the Latin script: it decides when a window is full, never what is computed."""
 POST_BYTES_MAX = 64 * 2**20
 """Of the texts of a window's posts, each counted: what stands in for them has so much if all are rejected."""
 
@@ -36,7 +35,7 @@ class Window:
         for fingerprint, text in zip(split_fingerprints(chunk.fingerprints), chunk.texts, strict=True):
             if fingerprint not in self.texts:
                 self.texts[fingerprint] = text
-                self.tokens += 2 + len(text) // _BYTES_A_TOKEN
+                self.tokens += about_tokens(len(text))
         sizes = [len(text) for text in chunk.texts]
         self.post_bytes += sum(map(sizes.__getitem__, chunk.contents))
 

@@ -13,12 +13,9 @@ import numpy as np
 import pytest
 from tiny_models import save_sentence_bert
 
-from bench import encoders, roofline, tweets
+from bench import encoders, models, roofline, tweets
 from encoders import load_encoder
 from encoders.cost import model_cost
-from schemas.internal_pb2 import Chunk
-from streams import miss_lane
-from streams.window import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = r"[\d,]+"
@@ -163,28 +160,12 @@ def test_it_needs_torch_and_transformers_alone(folder, tmp_path):
     arguments = ["--model", str(folder), "--tweets", str(tmp_path), "--texts", "8", "--repeats", "1", "--device", "cpu"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({banned}))\n"
-        "from bench import encoders, roofline\n"
+        "from bench import encoders, models, roofline\n"
         f"roofline.TRIAL_S = 0.001; roofline.SQUARES = {{'cpu': (64,)}}; encoders.main({arguments})"
     )
     found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stderr
     assert "ours / best peer: no peer was measured" in found.stdout
-
-
-def test_windows_are_those_of_the_pipeline():
-    """The same posts make the same windows here and in the role encode, which cannot be imported without Kafka."""
-    texts = [f"{'é' * (number % 50)} {number}" for number in range(400)]
-    mine = [len(part) for part in tweets.windows(texts, 500)]
-    theirs, window = [], Window()
-    for number, text in enumerate(texts):
-        fingerprint = number.to_bytes(16, "big")
-        chunk = Chunk(fingerprints=fingerprint, texts=[text.encode()], ids=[str(number)], contents=[0])
-        window.add(chunk, ("misses", 0), number, 0.0)
-        if window.is_full(500, 10**9):
-            theirs.append(window.posts)
-            window = Window()
-    assert mine == [*theirs, *([window.posts] if window.posts else [])]
-    assert encoders.IN_FLIGHT_MAX == miss_lane.IN_FLIGHT_MAX
 
 
 def test_posts_are_drawn_alike(tweets_folder):
@@ -238,3 +219,13 @@ def test_a_side_far_behind_runs_twice(monkeypatch):
     measured = encoders.take_turns(sides, 3, patience=3.0)
     assert [name for name, _ in ran] == ["one", "slow", "odd", "odd", "slow", "one", "one", "odd"]
     assert [one.seconds for one in measured.values()] == [[2.0] * 3, [7.0, 8.0], [9.0, 3.0, 3.0]]
+
+
+def test_a_model_has_a_row_of_what_it_costs():
+    """Its type, files, FLOPs, speeds and memory, under the heads of the table."""
+    model, *cells = models.measure("minilm", "cpu", "float32", ["the quick fox"] * 8, repeats=1)
+    told = dict(zip(models.HEADS, cells, strict=True))
+    assert (model, told["type"], told["weight files"]) == ("minilm", "float32", "87 MiB")
+    assert float(told["GFLOP a text"]) == pytest.approx(2 * 10_616_832 * 5 / 1e9, rel=0.01)
+    assert float(told["texts/s best"].replace(",", "")) > 0
+    assert float(told["memory"].removesuffix(" MiB").replace(",", "")) > 87

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders.batching import padded_tokens, plan_batches
+from encoders.batching import padded_tokens, plan_batches, windows
+from schemas.internal_pb2 import Chunk
+from streams.window import Window
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=200).map(lambda items: np.array(items, np.int32))
 budgets = st.integers(1, 5_000)
@@ -76,3 +78,18 @@ def test_a_plan_worked_by_hand():
     lengths = np.array([3, 9, 3, 2, 20], np.int32)
     assert [batch.tolist() for batch in plan_batches(lengths, 12)] == [[4], [1, 0], [2, 3]]
     assert [batch.tolist() for batch in plan_batches(lengths, 12, padded=True)] == [[4], [1], [0, 2, 3]]
+
+
+def test_windows_are_those_of_the_pipeline():
+    """Texts in a list are cut where the role encode ends a window of the same posts."""
+    texts = [f"{'é' * (number % 50)} {number}" for number in range(400)]
+    mine = [len(part) for part in windows(texts, 500)]
+    theirs, window = [], Window()
+    for number, text in enumerate(texts):
+        fingerprint = number.to_bytes(16, "big")
+        chunk = Chunk(fingerprints=fingerprint, texts=[text.encode()], ids=[str(number)], contents=[0])
+        window.add(chunk, ("misses", 0), number, 0.0)
+        if window.is_full(500, 10**9):
+            theirs.append(window.posts)
+            window = Window()
+    assert mine == [*theirs, *([window.posts] if window.posts else [])]

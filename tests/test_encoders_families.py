@@ -80,6 +80,21 @@ def test_families_are_packed_where_they_can_be(tmp_path, family):
     assert encoded.padded_tokens >= encoded.tokens
 
 
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, TypeError])
+def test_texts_are_padded_where_attention_has_no_kernel_for_a_row(tmp_path, monkeypatch, caplog, error):
+    """A GPU or a torch too old for it is told of in the log, and the vectors stay what they are."""
+
+    def missing(*_):
+        raise error("no kernel for this device\nCompile with more")
+
+    monkeypatch.setattr("encoders.packing.short_attention", missing)
+    caplog.set_level("INFO")
+    folder = save_family(tmp_path, "Bert")
+    assert (ours(folder) * theirs(folder)).sum(axis=1).min() >= 0.99999
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "manyray.encode"]
+    assert line.endswith(f"as BertModel cannot be packed: {error.__name__}: no kernel for this device")
+
+
 @pytest.mark.parametrize("family", [family for family, (_, packed, _) in FAMILIES.items() if packed])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_token_of_a_row_is_as_it_is_padded(tmp_path, family, dtype):

@@ -1,0 +1,147 @@
+"""What live posts pay for a backfill: their time through the pipeline beside one that saturates the encoder, and alone.
+
+    python -m bench.lanes [--rate N] [--seconds N] [--repeats N]
+
+A time is from a post's record to its embedding's arrival at a subscriber. All posts are distinct and are computed.
+"""
+
+import argparse
+import tempfile
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from bench.machine import describe
+from bench.pipeline import SAMPLE, STALL_S, publish
+from manyray.client import Client
+from schemas.post import Post, encode_post
+from streams import clients, clock
+from streams.settings import Settings, load_settings
+from streams.up import Pipeline
+
+BACKFILL = "backfill"
+LIVE = "live"
+_POSTS_A_S = 400
+"""More than a backfill computes here: it is to outlast the live posts."""
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """When posts were written and when their embeddings came, in ms since the epoch, by the run that sent them."""
+
+    times_ms: dict[str, list[tuple[int, int]]] = field(default_factory=dict[str, list[tuple[int, int]]])
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def add(self, run: str, posted_ms: int, arrived_ms: int) -> None:
+        """Note one; for the subscriber's thread, which holds `changed`."""
+        self.times_ms.setdefault(run, []).append((posted_ms, arrived_ms))
+
+    def await_posts(self, run: str, count: int) -> list[tuple[int, int]]:
+        """All times of a run, once so many posts of it came. SystemExit: they did not."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: len(self.times_ms.get(run, ())) >= count, STALL_S):
+                raise SystemExit(f"{run}: {len(self.times_ms.get(run, ()))} of {count} posts came in {STALL_S:.0f} s")
+            return list(self.times_ms[run])
+
+
+@contextmanager
+def subscribed(settings: Settings) -> Generator[Arrivals]:
+    """What arrives at a subscriber of the ray while this stands."""
+    arrivals, stop = Arrivals(), threading.Event()
+
+    def subscribe() -> None:
+        with Client(settings) as client, client.subscribe(settings.ray, "bench", wait_s=0.01, idle_s=0.1) as batches:
+            while not stop.is_set():
+                for batch in batches:
+                    arrived_ms = clock.now_ms()
+                    with arrivals.changed:
+                        for embedding in batch.embeddings:
+                            arrivals.add(embedding.post_id.rpartition("-")[0], embedding.posted_ms, arrived_ms)
+                        arrivals.changed.notify_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(subscribe)
+        try:
+            yield arrivals
+        finally:
+            stop.set()
+
+
+def texts() -> Iterator[str]:
+    """Distinct ones, without end."""
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while True:
+        yield f"{lines[number % len(lines)]} {number}"
+        number += 1
+
+
+def send_live(settings: Settings, posts: Iterator[str], run: str, rate: float, seconds: float) -> int:
+    """Publish at a steady rate; how many there were."""
+    producer, began_s, count = clients.producer(settings), clock.monotonic_s(), int(rate * seconds)
+    for number in range(count):
+        clock.sleep_s(max(0.0, began_s + number / rate - clock.monotonic_s()))
+        clients.produce(producer, settings.posts_topics[0], encode_post(Post(f"{run}-{number}", next(posts))))
+        producer.poll(0)
+    producer.flush()
+    return count
+
+
+def quantiles_ms(times_ms: list[tuple[int, int]]) -> tuple[float, float]:
+    """Median and 99th percentile."""
+    p50, p99 = np.percentile([arrived - posted for posted, arrived in times_ms], [50, 99])
+    return float(p50), float(p99)
+
+
+def main() -> None:
+    """Run both in turn and print figures with the machine."""
+    parser = argparse.ArgumentParser(description="what live posts pay for a backfill")
+    parser.add_argument("--rate", type=float, default=12.0, help="live posts a second")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of live posts in each run")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in turn")
+    arguments = parser.parse_args()
+    print(describe())
+    posts = texts()
+    ratios: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="manyray-bench-") as folder:
+        settings = load_settings(data_dir=Path(folder), backfill_topics=(BACKFILL,), log_level="warning")
+        with Pipeline(settings) as pipeline:
+            pipeline.wait_ready(90)
+            settings = pipeline.settings
+            with subscribed(settings) as arrivals:
+                send_live(settings, posts, "warm", arguments.rate, 2.0)
+                for repeat in range(1, arguments.repeats + 1):
+                    alone = f"{LIVE}-alone-{repeat}"
+                    count = send_live(settings, posts, alone, arguments.rate, arguments.seconds)
+                    p50, p99 = quantiles_ms(arrivals.await_posts(alone, count))
+                    print(f"live alone {repeat}:             p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
+
+                    backfill, beside = f"{BACKFILL}-{repeat}", f"{LIVE}-beside-{repeat}"
+                    old = [next(posts) for _ in range(int(_POSTS_A_S * arguments.seconds))]
+                    publish(settings, old, backfill, BACKFILL)
+                    arrivals.await_posts(backfill, 1)
+                    began_ms = clock.now_ms()
+                    send_live(settings, posts, beside, arguments.rate, arguments.seconds)
+                    ended_ms = clock.now_ms()
+                    beside_p50, beside_p99 = quantiles_ms(arrivals.await_posts(beside, count))
+                    came_ms = np.array([came for _, came in arrivals.await_posts(backfill, len(old))])
+                    ratios.append(beside_p99 / p99)
+                    during = ((came_ms >= began_ms) & (came_ms < ended_ms)).sum() / (ended_ms - began_ms) * 1e3
+                    after = (came_ms >= ended_ms).sum() / max(1, came_ms.max() - ended_ms) * 1e3
+                    print(
+                        f"live beside a backfill {repeat}: p50 {beside_p50:5.0f} ms, p99 {beside_p99:5.0f} ms; "
+                        f"of the backfill {during:.0f} posts/s, and {after:.0f} after the live ones",
+                        flush=True,
+                    )
+    print(f"live p99 beside a backfill / alone: median of {len(ratios)} pairs {median(ratios):.1f}, "
+          f"from {min(ratios):.1f} to {max(ratios):.1f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
