@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from confluent_kafka import Producer
 
 from bench.machine import describe
 from bench.pipeline import SAMPLE, STALL_S, publish
@@ -27,6 +28,7 @@ from streams.up import Pipeline
 
 BACKFILL = "backfill"
 LIVE = "live"
+WARM_S = 2.0
 _POSTS_A_S = 400
 """More than a backfill computes here: it is to outlast the live posts."""
 
@@ -82,15 +84,24 @@ def texts() -> Iterator[str]:
         number += 1
 
 
-def send_live(settings: Settings, posts: Iterator[str], run: str, rate: float, seconds: float) -> int:
-    """Publish at a steady rate; how many there were."""
-    producer, began_s, count = clients.producer(settings), clock.monotonic_s(), int(rate * seconds)
-    for number in range(count):
-        clock.sleep_s(max(0.0, began_s + number / rate - clock.monotonic_s()))
-        clients.produce(producer, settings.posts_topics[0], encode_post(Post(f"{run}-{number}", next(posts))))
-        producer.poll(0)
-    producer.flush()
-    return count
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Sends live posts at a steady rate; its producer is connected by the first of them, which is none to measure."""
+
+    producer: Producer
+    topic: str
+    posts: Iterator[str]
+    rate: float
+
+    def send(self, run: str, seconds: float) -> int:
+        """Send for so long; how many there were."""
+        began_s, count = clock.monotonic_s(), int(self.rate * seconds)
+        for number in range(count):
+            clock.sleep_s(max(0.0, began_s + number / self.rate - clock.monotonic_s()))
+            clients.produce(self.producer, self.topic, encode_post(Post(f"{run}-{number}", next(self.posts))))
+            self.producer.poll(0)
+        self.producer.flush()
+        return count
 
 
 def quantiles_ms(times_ms: list[tuple[int, int]]) -> tuple[float, float]:
@@ -115,10 +126,11 @@ def main() -> None:
             pipeline.wait_ready(90)
             settings = pipeline.settings
             with subscribed(settings) as arrivals:
-                send_live(settings, posts, "warm", arguments.rate, 2.0)
+                live = Live(clients.producer(settings), settings.posts_topics[0], posts, arguments.rate)
+                arrivals.await_posts("warm", live.send("warm", WARM_S))
                 for repeat in range(1, arguments.repeats + 1):
                     alone = f"{LIVE}-alone-{repeat}"
-                    count = send_live(settings, posts, alone, arguments.rate, arguments.seconds)
+                    count = live.send(alone, arguments.seconds)
                     p50, p99 = quantiles_ms(arrivals.await_posts(alone, count))
                     print(f"live alone {repeat}:             p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
 
@@ -127,7 +139,7 @@ def main() -> None:
                     publish(settings, old, backfill, BACKFILL)
                     arrivals.await_posts(backfill, 1)
                     began_ms = clock.now_ms()
-                    send_live(settings, posts, beside, arguments.rate, arguments.seconds)
+                    live.send(beside, arguments.seconds)
                     ended_ms = clock.now_ms()
                     beside_p50, beside_p99 = quantiles_ms(arrivals.await_posts(beside, count))
                     came_ms = np.array([came for _, came in arrivals.await_posts(backfill, len(old))])
