@@ -74,12 +74,12 @@ class Encoder(Protocol):
         ...
 
     def encode(
-        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, due_s: float = 0.0
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, is_urgent: bool = True
     ) -> EncodedBatch:
         """Compute the vectors, in batches of at most `batch_tokens` tokens, padding included.
 
-        `on_batch` is called after each batch: a window may take minutes, and so is seen to move. Of the batches of
-        several calls those of the one that is due first are computed first.
+        `on_batch` is called after each batch: a window may take minutes, and so is seen to move. Batches that are not
+        urgent are computed as well as those that are leave room for.
 
         MemoryError: the device has not the memory for such a batch; what was taken of it is free again.
         """

@@ -1,6 +1,5 @@
 """The engine: tokenises one window of texts while it computes those before."""
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -20,16 +19,13 @@ WINDOWS_MAX = 8
 IN_FLIGHT_MAX = 3
 """Windows that keep a device busy: two are computed while the first one's vectors are taken away."""
 
-_SHORT_TOKENS_MIN = 256
-"""Of a batch that others are to overtake: with less, starting a model's layers costs more than computing them."""
-
 
 class Engine:
     """Tokenises on a thread of its own, and computes windows side by side, so that no core waits for a window's end.
 
-    Windows that are due earlier come first, batch by batch; those due at the same time in the order of `submit`,
-    called from one thread. Nothing here limits what is in flight: the caller keeps `IN_FLIGHT_MAX` windows open, or as
-    many as it wants memory spent on.
+    Urgent windows do not wait for others; those of a kind come in the order of `submit`, called from one thread.
+    Nothing here limits what is in flight: the caller keeps `IN_FLIGHT_MAX` windows open, or as many as it wants memory
+    spent on.
     """
 
     def __init__(self, encoder: Encoder, batch_tokens: int, clock: Callable[[], float] = perf_counter) -> None:
@@ -40,8 +36,6 @@ class Engine:
         """Batches computed so far: it moves while a long window is under way. Any thread may read it."""
         self._clock = clock
         self._ended_s, self._ending = 0.0, Lock()
-        self._tokens_per_s = math.inf
-        """Of one worker, in the last window of about full batches."""
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._windows = ThreadPoolExecutor(WINDOWS_MAX, thread_name_prefix="encode")
 
@@ -50,34 +44,26 @@ class Engine:
         """Tokens of a window that suits the device: a batch for each worker, and of small ones enough to sort."""
         return self.encoder.workers * max(self.batch_tokens, BATCH_TOKENS_CPU)
 
-    def batch_tokens_within(self, seconds: float) -> int:
-        """Tokens of a batch that takes about so long at the last pace, for windows that others are to overtake."""
-        return int(min(self.batch_tokens, max(_SHORT_TOKENS_MIN, seconds * self._tokens_per_s)))
-
-    def submit(self, texts: Sequence[str], due_s: float = 0.0, batch_tokens: int | None = None) -> Future[EncodedBatch]:
+    def submit(self, texts: Sequence[str], is_urgent: bool = True) -> Future[EncodedBatch]:
         """Start on a window of n texts; the future gives its vectors, or raises what the encoder raised for it.
 
-        due_s: by any clock, the same one for all windows. batch_tokens: where they are to be less than the engine's.
         Texts that alone do not fit the memory, or whose vectors are not finite, are in the batch's `failed`.
 
         RuntimeError: the engine is closed.
         """
         tokenised = self._tokeniser.submit(self.encoder.tokenise, texts)
         # The window's thread itself waits for the tokens, so that errors find their future.
-        return self._windows.submit(self._encode, tokenised, due_s, batch_tokens or self.batch_tokens)
+        return self._windows.submit(self._encode, tokenised, is_urgent)
 
-    def _encode(self, tokenised: Future[Tokens], due_s: float, batch_tokens: int) -> EncodedBatch:
+    def _encode(self, tokenised: Future[Tokens], is_urgent: bool) -> EncodedBatch:
         tokens = tokenised.result()
-        start, batch_tokens = self._clock(), min(batch_tokens, self.batch_tokens)
-        encoded = encode_each(self.encoder, tokens, batch_tokens, self._count, due_s)
+        start, batch_tokens = self._clock(), self.batch_tokens
+        encoded = encode_each(self.encoder, tokens, batch_tokens, self._count, is_urgent)
         if encoded.splits:  # those of windows beside this one have the same cause
             self.batch_tokens = min(self.batch_tokens, max(BATCH_TOKENS_MIN, batch_tokens // 2))
         with self._ending:
             began_s, self._ended_s = max(start, self._ended_s), self._clock()
-            encode_s = self._ended_s - began_s
-            if encode_s and batch_tokens == self.batch_tokens and encoded.padded_tokens >= self.window_tokens // 2:
-                self._tokens_per_s = encoded.padded_tokens / encode_s / self.encoder.workers
-        return replace(encoded, encode_s=encode_s)
+            return replace(encoded, encode_s=self._ended_s - began_s)
 
     def _count(self) -> None:
         self.batches += 1

@@ -33,7 +33,7 @@ class HashEncoder:
         return Tokens(np.fromiter(map(len, raw), np.int32, len(raw)), np.frombuffer(b"".join(raw), np.uint8))
 
     def encode(
-        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, due_s: float = 0.0
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, is_urgent: bool = True
     ) -> EncodedBatch:
         """(n, dims) float32 of norm 1. Nothing is padded and nothing waits: neither budget nor urgency has a say."""
         dims, shake, content = self.dims, hashlib.shake_128, tokens.ids.tobytes()

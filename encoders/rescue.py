@@ -20,14 +20,14 @@ def encode_each(
     tokens: Tokens,
     batch_tokens: int,
     on_batch: Callable[[], object] = lambda: None,
-    due_s: float = 0.0,
+    is_urgent: bool = True,
 ) -> EncodedBatch:
     """As `Encoder.encode`, but texts that cannot be embedded are in `failed`, and the others have their vectors."""
-    encoded = _encode_what_fits(encoder, tokens, batch_tokens, on_batch, due_s)
+    encoded = _encode_what_fits(encoder, tokens, batch_tokens, on_batch, is_urgent)
     failed = dict(encoded.failed)
     for row in np.flatnonzero(~np.isfinite(encoded.vectors).all(axis=1)).tolist():
         if row not in failed:
-            alone = _encode_what_fits(encoder, tokens.take([row]), batch_tokens, on_batch, due_s)
+            alone = _encode_what_fits(encoder, tokens.take([row]), batch_tokens, on_batch, is_urgent)
             encoded.vectors[row] = alone.vectors[0]
             if not np.isfinite(alone.vectors).all():
                 failed[row] = alone.failed.get(0, NOT_FINITE)
@@ -35,11 +35,11 @@ def encode_each(
 
 
 def _encode_what_fits(
-    encoder: Encoder, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], due_s: float
+    encoder: Encoder, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], is_urgent: bool
 ) -> EncodedBatch:
     """Encode all at once; where memory does not suffice batch by batch, and a batch in halves, down to one text."""
     with suppress(MemoryError):
-        return encoder.encode(tokens, batch_tokens, on_batch, due_s)
+        return encoder.encode(tokens, batch_tokens, on_batch, is_urgent)
     count = len(tokens.lengths)
     vectors = np.full((count, encoder.dims), np.nan, np.float32)
     if count == 1:
@@ -51,7 +51,7 @@ def _encode_what_fits(
     flops = 0.0
     splits = int(is_split)
     for part in np.array_split(batches[0], 2) if is_split else batches:
-        encoded = _encode_what_fits(encoder, tokens.take(part), batch_tokens, on_batch, due_s)
+        encoded = _encode_what_fits(encoder, tokens.take(part), batch_tokens, on_batch, is_urgent)
         vectors[part] = encoded.vectors
         failed.update({int(part[row]): reason for row, reason in encoded.failed.items()})
         computed, padded = computed + encoded.tokens, padded + encoded.padded_tokens

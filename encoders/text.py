@@ -67,7 +67,9 @@ class TextEncoder:
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self._threads = UrgentFirst(self.workers if self.device.type == "cpu" else _GPU_BATCHES, "compute")
+        is_cpu = self.device.type == "cpu"
+        # A GPU's threads compute little, and what they are late with it waits for.
+        self._threads = UrgentFirst(self.workers if is_cpu else _GPU_BATCHES, "compute", is_nice=is_cpu)
         self._launching = Lock()
         self._outline = read_outline(found, spec.max_tokens, spec.truncation_side)
         self._backend: Backend = (
@@ -110,11 +112,11 @@ class TextEncoder:
         return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
 
     def encode(
-        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, due_s: float = 0.0
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, is_urgent: bool = True
     ) -> EncodedBatch:
         """(n, dims) float32."""
         try:
-            return self._encode(tokens, batch_tokens, on_batch, due_s)
+            return self._encode(tokens, batch_tokens, on_batch, is_urgent)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -126,7 +128,9 @@ class TextEncoder:
         """As `quick_peak`."""
         return quick_peak(self.device, self.dtype)
 
-    def _encode(self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], due_s: float) -> EncodedBatch:
+    def _encode(
+        self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object], is_urgent: bool
+    ) -> EncodedBatch:
         is_packed = self._backend.is_packed
         batches = plan_batches(tokens.lengths, batch_tokens, padded=not is_packed, workers=self.workers)
         if not batches:
@@ -134,16 +138,18 @@ class TextEncoder:
         order = np.concatenate(batches)
         window = pack(tokens, order, self._outline.pad_position, self.device)
         bounds = list(pairwise(accumulate(map(len, batches), initial=0)))
-        parts = self._side_by_side([window.part(*bound) for bound in bounds], on_batch, due_s)
+        parts = self._side_by_side([window.part(*bound) for bound in bounds], on_batch, is_urgent)
         vectors = np.empty((len(order), self.dims), np.float32)
         vectors[order] = torch.cat(parts).numpy()
         real = int(tokens.lengths.sum(dtype=np.int64))
         computed = real if is_packed else padded_tokens(tokens.lengths, batches)
         return EncodedBatch(vectors, tokens=real, padded_tokens=computed, flops=self.cost.flops(tokens.lengths))
 
-    def _side_by_side(self, batches: list[Packed], on_batch: Callable[[], object], due_s: float) -> list[torch.Tensor]:
+    def _side_by_side(
+        self, batches: list[Packed], on_batch: Callable[[], object], is_urgent: bool
+    ) -> list[torch.Tensor]:
         futures = [
-            self._threads.submit(due_s, partial(self._compute_on_thread, batch, len(batches))) for batch in batches
+            self._threads.submit(partial(self._compute_on_thread, batch, len(batches)), is_urgent) for batch in batches
         ]
         for future in as_completed(futures):
             if future.exception() is None:

@@ -5,7 +5,6 @@ Misses come in two lanes, live and backfill; a window is of one of them, and liv
 """
 
 import logging
-import math
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -44,12 +43,6 @@ from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
 
-LIVE_S = 10.0
-"""So long after a live chunk the next one may come any time: until then batches of a backfill are short."""
-SHORT_BATCH_S = 0.05
-"""About so long a live post waits for a worker, which finishes the batch that it is at."""
-BACKFILL_PATIENCE_S = 10.0
-"""A window of the backfill is computed after this even while live ones wait: what stands still looks like a stall."""
 WARM_UP_TIMEOUT_S = 300.0
 """A device that hangs answers nobody; a large model on a slow one takes minutes."""
 _IDLE_WAIT_S = 0.1
@@ -88,15 +81,14 @@ class Encode:
         self._trial: Iterator[bool] | None = None
         self._is_flowing = False
         """Whether there was something to read the last time."""
-        self._live_until_s = -math.inf
         self._unembedded = Unembedded(settings.model)
         self.producer = StageProducer.create(
             settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
         )
         with_retries(self.producer.open, stop)
         group = f"manyray.encode.{settings.ray}"
-        live = self._join(group, topics.misses, 0.0)
-        self.lanes = (live, self._join(f"{group}.backfill", topics.backfill_misses, BACKFILL_PATIENCE_S))
+        live = self._join(group, topics.misses, is_urgent=True)
+        self.lanes = (live, self._join(f"{group}.backfill", topics.backfill_misses, is_urgent=False))
         """The most urgent first."""
         metrics.encode_batch_tokens.set_function(lambda: engine.batch_tokens)
         metrics.queue_length.labels("windows").set_function(lambda: sum(len(lane.in_flight) for lane in self.lanes))
@@ -166,7 +158,7 @@ class Encode:
             lane.member.close()
         self.producer.close()
 
-    def _join(self, group: str, topic: str, patience_s: float) -> MissLane:
+    def _join(self, group: str, topic: str, *, is_urgent: bool) -> MissLane:
         member = Member.join(
             self._settings,
             group,
@@ -175,7 +167,7 @@ class Encode:
             on_revoke=lambda: self._on_revoke(lane),
             on_lost=self._drop,
         )
-        lane = MissLane(member, Suspicions(member, self.producer), patience_s)
+        lane = MissLane(member, Suspicions(member, self.producer), is_urgent)
         return lane
 
     def _is_full(self, lane: MissLane) -> bool:
@@ -203,8 +195,6 @@ class Encode:
             if self._unsure:  # in a rebalance, within this very call: what came after it is read again too
                 return
             self._is_flowing = True
-            if not lane.patience_s:
-                self._live_until_s = clock.monotonic_s() + LIVE_S
             place = (message.topic() or "", message.partition() or 0)
             where = f"{place[0]}/{place[1]} offset {message.offset()}"
             chunk = parse_chunk(message.value(), where, accept_gaps=self._settings.accept_gaps)
@@ -275,9 +265,7 @@ class Encode:
             if fingerprint not in known and fingerprint not in lent and fingerprint not in failed
         ]
         texts = [window.texts[fingerprint].decode() for fingerprint in computing]
-        is_short = lane.patience_s and clock.monotonic_s() < self._live_until_s
-        batch_tokens = self._engine.batch_tokens_within(SHORT_BATCH_S) if is_short else None
-        future = self._engine.submit(texts, window.first_s + lane.patience_s, batch_tokens)
+        future = self._engine.submit(texts, lane.is_urgent)
         reach("encode.computing")
         queued_s = clock.monotonic_s() - window.first_s
         return Submitted(window, computing, future, known, lent, queued_s, failed=failed)

@@ -14,12 +14,12 @@ from streams.window import Window
 class MissLane:
     """A member of the lane's group, the window that it gathers, and those that are under way, in order.
 
-    patience_s: how long a window waits for those of other lanes: after it, it is as urgent as what they read then.
+    is_urgent: its windows are computed before those of other lanes.
     """
 
     member: Member
     suspicions: Suspicions
-    patience_s: float
+    is_urgent: bool
     window: Window = field(default_factory=Window)
     in_flight: deque[Submitted] = field(default_factory=deque[Submitted])
     published_s: float = 0.0

@@ -9,8 +9,8 @@ from encoders import Engine, load_encoder
 from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, normalise
 from schemas.public_pb2 import Embedding
-from streams import clients, clock
-from streams.encode import BACKFILL_PATIENCE_S, Encode
+from streams import clients
+from streams.encode import Encode
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.topics import create_topics
@@ -63,8 +63,8 @@ def test_live_posts_overtake_a_backfill(two_lanes: Settings, tweets: list[str]) 
     assert seen.computed == len(texts)
 
 
-def test_a_backfill_is_due_a_little_later(two_lanes: Settings) -> None:
-    """Windows are of one lane, and one of a backfill is as urgent as live ones that come so much later."""
+def test_live_windows_alone_are_urgent(two_lanes: Settings) -> None:
+    """Windows are of one lane, and the engine is told which ones others are to wait for."""
     topics = topics_of(two_lanes)
     fingerprint = fingerprinter(topics.version, "")
     producer = clients.producer(two_lanes)
@@ -74,17 +74,16 @@ def test_a_backfill_is_due_a_little_later(two_lanes: Settings) -> None:
         builder.add_post(topic, builder.add_content(fingerprint(text), text), (two_lanes.posts_topics[0], 0), 0, 0)
         producer.produce(topic, builder.build(topics.version).SerializeToString(), partition=0)
     assert producer.flush(WAIT_S) == 0
-    due: dict[str, float] = {}
+    urgent: list[tuple[list[str], bool]] = []
 
     class Noting(Engine):
-        def submit(self, texts, due_s=0.0, batch_tokens=None):
-            due.update(dict.fromkeys(texts, due_s - clock.monotonic_s()))
-            return super().submit(texts, due_s, batch_tokens)
+        def submit(self, texts, is_urgent=True):
+            urgent.append((list(texts), is_urgent))
+            return super().submit(texts, is_urgent)
 
     with Noting(load_encoder("hash"), 1_024) as engine:
         encode = Encode(two_lanes, topics, Metrics.create(), engine, stop=threading.Event())
         with closing(encode):
             wait_until(lambda: len(read_embeddings(two_lanes).ids) == 2, "both are embedded", encode.step)
             assert encode.positions() == {(topics.misses, 0): 1, (topics.backfill_misses, 0): 1}
-    assert due.keys() == {topics.misses, topics.backfill_misses}
-    assert due[topics.misses] <= 0 < due[topics.backfill_misses] <= BACKFILL_PATIENCE_S
+    assert sorted(urgent) == sorted([([topics.misses], True), ([topics.backfill_misses], False)])

@@ -10,7 +10,6 @@ import pytest
 from encoders import Engine, load_encoder
 from encoders.engine import WINDOWS_MAX
 from encoders.hashing import HashEncoder
-from encoders.urgency import UrgentFirst
 
 
 class GatedEncoder(HashEncoder):
@@ -27,11 +26,11 @@ class GatedEncoder(HashEncoder):
         self.tokenised.release()
         return tokens
 
-    def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
+    def encode(self, tokens, batch_tokens, on_batch=lambda: None, is_urgent=True):
         """As the hash encoder, once the gate is open."""
         self.computing.release()
         assert self.gate.wait(20)
-        return super().encode(tokens, batch_tokens, on_batch, due_s)
+        return super().encode(tokens, batch_tokens, on_batch, is_urgent)
 
 
 def test_results_are_those_of_the_encoder_in_order_of_submission():
@@ -62,69 +61,11 @@ def test_windows_are_tokenised_and_computed_side_by_side():
         assert second.result(20).vectors.shape == first.result(20).vectors.shape == (1, 16)
 
 
-def test_a_batch_of_seconds_is_of_the_pace_of_the_last_full_window():
-    """4,000 tokens in half a second are 400 in 0.05 s; neither little windows nor short batches tell anything."""
-    ticks = count()
-    with Engine(load_encoder("hash:16"), 4_000, clock=lambda: next(ticks) * 0.5) as engine:
-        assert engine.batch_tokens_within(0.05) == 4_000
-        engine.submit(["a" * 4_000]).result(20)
-        assert engine.batch_tokens_within(0.05) == 400
-        engine.submit(["a" * 10]).result(20)
-        engine.submit(["a" * 5_000], batch_tokens=400).result(20)
-        assert [engine.batch_tokens_within(seconds) for seconds in (0.05, 0.001, 10.0)] == [400, 256, 4_000]
-
-
 @pytest.mark.parametrize(("batch_tokens", "window_tokens"), [(64, 2_048), (4_000, 4_000)])
 def test_windows_are_a_batch_a_worker_and_large_enough_to_sort(batch_tokens, window_tokens):
     """Small batches of texts of like length need more texts than one batch to choose from."""
     with Engine(load_encoder("hash:16"), batch_tokens) as engine:
         assert engine.window_tokens == window_tokens
-
-
-def test_a_window_may_ask_for_smaller_batches():
-    """Those of the engine stay as they are; larger ones than its own are not to be had."""
-
-    class Noting(HashEncoder):
-        def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
-            noted.append(batch_tokens)
-            return super().encode(tokens, batch_tokens, on_batch, due_s)
-
-    noted = []
-    plain = load_encoder("hash:16")
-    with Engine(Noting(plain.spec, plain.dims), 1_000) as engine:
-        for batch_tokens in (None, 100, 5_000):
-            engine.submit(["a"], batch_tokens=batch_tokens).result(20)
-    assert noted == [1_000, 100, 1_000]
-
-
-def test_what_is_due_first_begins_first():
-    """Of the calls that wait for a thread, whatever the order in which they came; equals keep theirs."""
-    begun = []
-    gate, at_work = threading.Event(), threading.Event()
-    threads = UrgentFirst(1, "test")
-
-    def hold():
-        at_work.set()
-        assert gate.wait(20)
-
-    held = threads.submit(0.0, hold)
-    assert at_work.wait(20)
-    dues = [3.0, 1.0, 2.0, 1.0, -1.0, 3.0]
-    futures = [threads.submit(due_s, lambda call=call: begun.append(call)) for call, due_s in enumerate(dues)]
-    futures[2].cancel()
-    gate.set()
-    for future in (held, *futures[:2], *futures[3:]):
-        future.result(20)
-    assert begun == [4, 1, 3, 0, 5]
-
-
-def test_an_error_of_a_call_is_its_own():
-    """The thread goes on with the next one."""
-    threads = UrgentFirst(1, "test")
-    bad, good = threads.submit(0.0, lambda: {}["a"]), threads.submit(0.0, lambda: 7)
-    with pytest.raises(KeyError):
-        bad.result(20)
-    assert good.result(20) == 7
 
 
 def test_an_error_is_its_own_windows_alone():

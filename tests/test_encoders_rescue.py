@@ -25,12 +25,12 @@ class PoorEncoder(HashEncoder):
         super().__init__(plain.spec, plain.dims)
         self.room = room
 
-    def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
+    def encode(self, tokens, batch_tokens, on_batch=lambda: None, is_urgent=True):
         """As the hash encoder, where it fits."""
         texts = [tokens.take([row]).ids.tobytes() for row in range(len(tokens.lengths))]
         if len(texts) > self.room or any(b"!" in text for text in texts):
             raise MemoryError
-        plain = super().encode(tokens, batch_tokens, on_batch, due_s)
+        plain = super().encode(tokens, batch_tokens, on_batch, is_urgent)
         encoded = replace(plain, flops=float(np.square(tokens.lengths).sum()))
         for row, text in enumerate(texts):
             if b"?" in text or (b"~" in text and len(texts) > 1):
@@ -82,7 +82,7 @@ def test_another_error_is_none_of_ours():
     """Only want of memory is split for: what else an encoder raises comes out as it is."""
 
     class Failing(PoorEncoder):
-        def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
+        def encode(self, tokens, batch_tokens, on_batch=lambda: None, is_urgent=True):
             raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
@@ -114,8 +114,8 @@ def test_a_broken_model_is_told_before_the_first_post():
     """Its vectors of plain words are not finite: the posts are not to blame."""
 
     class Broken(PoorEncoder):
-        def encode(self, tokens, batch_tokens, on_batch=lambda: None, due_s=0.0):
-            encoded = super().encode(tokens, batch_tokens, on_batch, due_s)
+        def encode(self, tokens, batch_tokens, on_batch=lambda: None, is_urgent=True):
+            encoded = super().encode(tokens, batch_tokens, on_batch, is_urgent)
             encoded.vectors[-1] = np.nan
             return encoded
 
