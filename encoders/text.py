@@ -1,5 +1,6 @@
 """The text encoder: tokenizers' Rust tokenizer, a backend for the layers, batches by tokens, exact pooling."""
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import partial
@@ -15,7 +16,7 @@ from encoders.backend import Backend, load_graph
 from encoders.batching import padded_tokens, plan_batches
 from encoders.cost import model_cost
 from encoders.dense import DenseLayer, load_dense
-from encoders.device import resolve_device
+from encoders.device import lacks_bfloat16, resolve_device
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import check_dims, read_model_folder
 from encoders.outline import read_outline
@@ -26,6 +27,8 @@ from encoders.transformer import load_transformer
 from encoders.urgency import UrgentFirst
 from encoders.version import VersionSpec
 from schemas.errors import Fatal
+
+_log = logging.getLogger("manyray.encode")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GPU_BATCHES = 2
@@ -66,6 +69,8 @@ class TextEncoder:
         check_dims(found, spec.dims, matryoshka_dims)
         auto = "float32" if self.device.type == "cpu" else "bfloat16"
         self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
+        if dtype == torch.bfloat16 and self.device.type == "cpu" and lacks_bfloat16():
+            _log.warning("dtype=bfloat16 is slower than float32 on this processor, which has no instructions for it")
         self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         is_cpu = self.device.type == "cpu"
         # A GPU's threads compute little, and what they are late with it waits for.

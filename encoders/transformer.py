@@ -39,7 +39,7 @@ def load_transformer(weights: Path, outline: Outline, dtype: torch.dtype, device
     """
     model = load_model(weights, dtype).to(device)  # pyright: ignore[reportArgumentType]
     is_packed = try_packing(model, outline.pad_id, outline.pad_position, outline.max_tokens)
-    batch_tokens = suited_batch_tokens(device, is_packed=is_packed)
+    batch_tokens = suited_batch_tokens(device, dtype, is_packed=is_packed)
     if device.type == "cpu":
         lay_out_linears(model, batch_tokens)
     return Transformer(model, outline.pad_id, is_packed, batch_tokens)

@@ -1,7 +1,6 @@
 """`manyray encode-file`: the engine without Kafka, from a file of posts to a file of vectors."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from encoders.batching import windows
 from encoders.encoder import EncodedBatch
-from encoders.engine import IN_FLIGHT_MAX, Engine
+from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
 from manyray.progress import show_progress
 from manyray.reading import Format, open_posts
@@ -29,7 +27,7 @@ from streams.version import model_of
 _log = logging.getLogger("manyray.encode-file")
 
 SEGMENT_POSTS = 4_096
-"""As many are lost by an end at the wrong time: some seconds of a CPU."""
+"""A window, and what an end at the wrong time costs: some seconds of a CPU. Many are sorted better than few."""
 SEGMENT_BYTES = 16 * 2**20
 """Of texts: a segment of long ones is shorter, so that memory is bounded."""
 LOG_EVERY_S = 30.0
@@ -44,7 +42,7 @@ class _Work:
     places: list[int] = field(default_factory=list[int])
     contents: list[str] = field(default_factory=list[str])
     rejected: dict[int, Reject] = field(default_factory=dict[int, Reject])
-    windows: list[Future[EncodedBatch]] = field(default_factory=list[Future[EncodedBatch]])
+    encoded: Future[EncodedBatch] = field(default_factory=Future[EncodedBatch])
 
 
 def encode_file(
@@ -101,12 +99,10 @@ def encode_file(
 
 
 class _Run:
-    """Segments, one after another, while the windows of the next are computed."""
+    """Segments, one after another, each written while the next is computed and the one after it tokenised."""
 
     def __init__(self, settings: Settings, engine: Engine, segments: Segments) -> None:
         self._settings, self._engine, self._segments = settings, engine, segments
-        self._in_flight: deque[Future[EncodedBatch]] = deque()
-        self._window_tokens = settings.window_tokens or engine.window_tokens
 
     def go(self, posts: Iterator[Post]) -> Iterator[tuple[int, int]]:
         """How many posts are done, and how many of these were computed now, each time a segment is."""
@@ -137,7 +133,7 @@ class _Run:
             yield done + len(last.posts), len(last.posts)
 
     def _begin(self, posts: list[Post]) -> _Work:
-        """Give the engine each distinct content of some posts once, waiting while enough is under way."""
+        """Give the engine each distinct content of some posts once."""
         work, known = _Work(posts), dict[str, int]()
         for index, post in enumerate(posts):
             try:
@@ -148,29 +144,18 @@ class _Run:
                 continue
             work.places.append(known.setdefault(content, len(known)))
         work.contents = list(known)
-        for window in windows(work.contents, self._window_tokens):
-            while len(self._in_flight) >= IN_FLIGHT_MAX:
-                self._in_flight.popleft().result()
-            self._in_flight.append(self._engine.submit(window))
-            work.windows.append(self._in_flight[-1])
+        work.encoded = self._engine.submit(work.contents)
         return work
 
     def _keep(self, work: _Work) -> None:
         """Wait for the vectors of a segment, and write them."""
-        encoder = self._engine.encoder
-        vectors = np.empty((len(work.contents), encoder.dims), np.float32)
-        failed: dict[int, str] = {}
-        start = 0
-        for future in work.windows:
-            batch = future.result()
-            vectors[start : start + len(batch.vectors)] = batch.vectors
-            failed.update({start + row: reason for row, reason in batch.failed.items()})
-            start += len(batch.vectors)
+        batch = work.encoded.result()
+        vectors, failed = batch.vectors, batch.failed
         rejected = dict(work.rejected)
         for index, place in enumerate(work.places):
             if place in failed:
                 rejected[index] = Reject(failed[place], DETAILS[failed[place]])
-        stored: Stored = encoder.spec.form.pack(np.nan_to_num(vectors) if failed else vectors)
+        stored: Stored = self._engine.encoder.spec.form.pack(np.nan_to_num(vectors) if failed else vectors)
         rows = stored[work.places] if len(stored) else np.zeros((len(work.places), stored.shape[1]), stored.dtype)
         rows[list(rejected)] = np.nan if stored.dtype.kind == "f" else 0
         self._segments.add(

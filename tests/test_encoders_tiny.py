@@ -130,6 +130,21 @@ def test_bfloat16_is_close_and_is_another_version(tmp_path):
     assert len(versions) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_told"), [({"avx512_bf16": False}, True), ({"amx_bf16": True}, False), ({}, False)]
+)
+def test_a_processor_without_bfloat16_is_told_of(tmp_path, monkeypatch, caplog, flags, is_told):
+    """Vectors are the same there, but float32 is faster: a warning where the processor is known to have none."""
+    known = {"architecture": "x86_64", **flags} if flags else {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    folder = str(save_bert(tmp_path))
+    load_encoder(folder, dtype="bfloat16", device="cpu")
+    assert ("dtype=bfloat16 is slower than float32" in caplog.text) == is_told
+    caplog.clear()
+    load_encoder(folder, dtype="float32", device="cpu")
+    assert not caplog.text
+
+
 def test_tokens_are_counted_as_planned(tmp_path):
     """Tokens are the real ones, and a packed model computes no others."""
     encoder = load_encoder(str(save_bert(tmp_path)), device="cpu")
