@@ -67,12 +67,12 @@ class TextEncoder:
         self.device = resolve_device(device, spec.backend)
         found = read_model_folder(folder)
         check_dims(found, spec.dims, matryoshka_dims)
-        auto = "float32" if self.device.type == "cpu" else "bfloat16"
-        self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
-        if dtype == torch.bfloat16 and self.device.type == "cpu" and lacks_bfloat16():
-            _log.warning("dtype=bfloat16 is slower than float32 on this processor, which has no instructions for it")
-        self.workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         is_cpu = self.device.type == "cpu"
+        auto = "float32" if is_cpu else "bfloat16"
+        self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
+        if dtype == torch.bfloat16 and is_cpu and lacks_bfloat16():
+            _log.warning("dtype=bfloat16 is slower than float32 on this processor, which has no instructions for it")
+        self.workers = torch.get_num_threads() if is_cpu else 1
         # A GPU's threads compute little, and what they are late with it waits for.
         self._threads = UrgentFirst(self.workers if is_cpu else _GPU_BATCHES, "compute", is_nice=is_cpu)
         self._launching = Lock()
