@@ -65,6 +65,11 @@ class Encoder(Protocol):
     """Batches that are computed side by side."""
 
     @property
+    def window_batches(self) -> int:
+        """Batches of a window, a worker: where texts are padded, many, so that those of a length meet in one."""
+        ...
+
+    @property
     def device(self) -> "torch.device | None":
         """Where layers are computed; None where there are none."""
         ...

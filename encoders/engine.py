@@ -41,8 +41,8 @@ class Engine:
 
     @property
     def window_tokens(self) -> int:
-        """Tokens of a window that suits the device: a batch for each worker, and of small ones enough to sort."""
-        return self.encoder.workers * max(self.batch_tokens, BATCH_TOKENS_CPU)
+        """Tokens of a window that suits the device: a batch for each worker, or more where more are to be sorted."""
+        return self.encoder.workers * max(self.batch_tokens * self.encoder.window_batches, BATCH_TOKENS_CPU)
 
     def submit(self, texts: Sequence[str], is_urgent: bool = True) -> Future[EncodedBatch]:
         """Start on a window of n texts; the future gives its vectors, or raises what the encoder raised for it.

@@ -24,7 +24,7 @@ class HashEncoder:
         self.spec = spec
         self.dims = dims
         self.batch_tokens = BATCH_TOKENS_CPU
-        self.workers = 1
+        self.workers = self.window_batches = 1
         self.device = None
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:

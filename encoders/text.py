@@ -31,6 +31,8 @@ from schemas.errors import Fatal
 _log = logging.getLogger("manyray.encode")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WINDOW_BATCHES_PADDED = 16
+"""Of tweets in batches of 512 tokens 4 % is padding then; of half as many 7 %, of a quarter 12 %."""
 _GPU_BATCHES = 2
 """One is computed, and the next waits in the GPU's queue."""
 
@@ -101,6 +103,11 @@ class TextEncoder:
             raise Fatal(
                 f"output={spec.output} stores eight numbers a byte, and dims={self.dims}: choose another output"
             )
+
+    @property
+    def window_batches(self) -> int:
+        """As in `Encoder`."""
+        return 1 if self._backend.is_packed else _WINDOW_BATCHES_PADDED
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Put the prompt before each text, and cut both to `max_tokens` tokens, the special ones among them.

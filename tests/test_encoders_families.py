@@ -7,8 +7,10 @@ import transformers
 from tiny_models import SHAPE, TEXTS, ours, save_tokenizer, theirs, write
 
 from encoders import load_encoder
+from encoders.batching import padded_tokens, plan_batches, windows
 from encoders.device import resolve_device
 from encoders.encoder import Tokens
+from encoders.engine import Engine
 from encoders.forward import run_padded
 from encoders.model_folder import read_model_folder
 from encoders.outline import read_outline
@@ -78,6 +80,16 @@ def test_families_are_packed_where_they_can_be(tmp_path, family):
     encoded = encoder.encode(encoder.tokenise(TEXTS), 64)
     assert (encoded.padded_tokens == encoded.tokens) == FAMILIES[family][1]
     assert encoded.padded_tokens >= encoded.tokens
+
+
+def test_a_twentieth_of_what_is_computed_is_padding(tmp_path, tweets):
+    """At most, of tweets by a real tokenizer in windows as the pipeline makes them, where a model has to be padded."""
+    padded, tokenise = load_encoder(str(save_family(tmp_path, "MPNet")), device="cpu"), load_encoder("minilm").tokenise
+    with Engine(padded, padded.batch_tokens) as engine:
+        lengths = [tokenise(window).lengths for window in windows(tweets[::20], engine.window_tokens)]
+    plans = [plan_batches(some, padded.batch_tokens, padded=True, workers=padded.workers) for some in lengths]
+    computed = sum(map(padded_tokens, lengths, plans))
+    assert 0 < 1 - np.concatenate(lengths).sum() / computed <= 0.05
 
 
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, TypeError])
