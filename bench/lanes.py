@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,6 @@ from streams.settings import Settings, load_settings
 from streams.up import Pipeline
 
 BACKFILL = "backfill"
-LIVE = "live"
 WARM_S = 2.0
 _POSTS_A_S = 400
 """More than a backfill computes here: it is to outlast the live posts."""
@@ -110,6 +109,35 @@ def quantiles_ms(times_ms: list[tuple[int, int]]) -> tuple[float, float]:
     return float(p50), float(p99)
 
 
+def run_alone(live: Live, arrivals: Arrivals, number: int, seconds: float) -> float:
+    """Live posts and nothing else; returns the 99th percentile, in ms."""
+    run = f"live-alone-{number}"
+    p50, p99 = quantiles_ms(arrivals.await_posts(run, live.send(run, seconds)))
+    print(f"live alone {number}:             p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
+    return p99
+
+
+def run_beside(live: Live, arrivals: Arrivals, number: int, seconds: float, settings: Settings) -> float:
+    """Live posts beside a backfill that was begun before them and outlasts them; as `run_alone`."""
+    run, backfill = f"live-beside-{number}", f"{BACKFILL}-{number}"
+    old = [next(live.posts) for _ in range(int(_POSTS_A_S * seconds))]
+    publish(settings, old, backfill, BACKFILL)
+    arrivals.await_posts(backfill, 1)
+    began_ms = clock.now_ms()
+    count = live.send(run, seconds)
+    ended_ms = clock.now_ms()
+    p50, p99 = quantiles_ms(arrivals.await_posts(run, count))
+    came_ms = np.array([came for _, came in arrivals.await_posts(backfill, len(old))])
+    during = ((came_ms >= began_ms) & (came_ms < ended_ms)).sum() / (ended_ms - began_ms) * 1e3
+    after = (came_ms >= ended_ms).sum() / max(1, came_ms.max() - ended_ms) * 1e3
+    print(
+        f"live beside a backfill {number}: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms; "
+        f"of the backfill {during:.0f} posts/s, and {after:.0f} after the live ones",
+        flush=True,
+    )
+    return p99
+
+
 def main() -> None:
     """Run both in turn and print figures with the machine."""
     parser = argparse.ArgumentParser(description="what live posts pay for a backfill")
@@ -118,41 +146,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in turn")
     arguments = parser.parse_args()
     print(describe())
-    posts = texts()
     ratios: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="manyray-bench-") as folder:
+    with ExitStack() as held:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="manyray-bench-"))
         settings = load_settings(data_dir=Path(folder), backfill_topics=(BACKFILL,), log_level="warning")
-        with Pipeline(settings) as pipeline:
-            pipeline.wait_ready(90)
-            settings = pipeline.settings
-            with subscribed(settings) as arrivals:
-                live = Live(clients.producer(settings), settings.posts_topics[0], posts, arguments.rate)
-                arrivals.await_posts("warm", live.send("warm", WARM_S))
-                for repeat in range(1, arguments.repeats + 1):
-                    alone = f"{LIVE}-alone-{repeat}"
-                    count = live.send(alone, arguments.seconds)
-                    p50, p99 = quantiles_ms(arrivals.await_posts(alone, count))
-                    print(f"live alone {repeat}:             p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
-
-                    backfill, beside = f"{BACKFILL}-{repeat}", f"{LIVE}-beside-{repeat}"
-                    old = [next(posts) for _ in range(int(_POSTS_A_S * arguments.seconds))]
-                    publish(settings, old, backfill, BACKFILL)
-                    arrivals.await_posts(backfill, 1)
-                    began_ms = clock.now_ms()
-                    live.send(beside, arguments.seconds)
-                    ended_ms = clock.now_ms()
-                    beside_p50, beside_p99 = quantiles_ms(arrivals.await_posts(beside, count))
-                    came_ms = np.array([came for _, came in arrivals.await_posts(backfill, len(old))])
-                    ratios.append(beside_p99 / p99)
-                    during = ((came_ms >= began_ms) & (came_ms < ended_ms)).sum() / (ended_ms - began_ms) * 1e3
-                    after = (came_ms >= ended_ms).sum() / max(1, came_ms.max() - ended_ms) * 1e3
-                    print(
-                        f"live beside a backfill {repeat}: p50 {beside_p50:5.0f} ms, p99 {beside_p99:5.0f} ms; "
-                        f"of the backfill {during:.0f} posts/s, and {after:.0f} after the live ones",
-                        flush=True,
-                    )
-    print(f"live p99 beside a backfill / alone: median of {len(ratios)} pairs {median(ratios):.1f}, "
-          f"from {min(ratios):.1f} to {max(ratios):.1f}")  # fmt: skip
+        pipeline = held.enter_context(Pipeline(settings))
+        pipeline.wait_ready(90)
+        settings = pipeline.settings
+        arrivals = held.enter_context(subscribed(settings))
+        live = Live(clients.producer(settings), settings.posts_topics[0], texts(), arguments.rate)
+        arrivals.await_posts("warm", live.send("warm", WARM_S))
+        for number in range(1, arguments.repeats + 1):
+            alone = run_alone(live, arrivals, number, arguments.seconds)
+            ratios.append(run_beside(live, arrivals, number, arguments.seconds, settings) / alone)
+    told = f"median of {len(ratios)} pairs {median(ratios):.1f}, from {min(ratios):.1f} to {max(ratios):.1f}"
+    print(f"live p99 beside a backfill / alone: {told}")
 
 
 if __name__ == "__main__":
