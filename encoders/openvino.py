@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,9 @@ class OpenVino:
             raise Fatal(f"graph={graph}: OpenVINO cannot load it ({error}): {REMEDY}") from error
         takes, gives = ([one.any_name for one in ports] for ports in (compiled.inputs, compiled.outputs))
         check_graph(graph, takes, gives, compiled.outputs[0].partial_shape[-1].get_length(), outline.width)
+        # What its binding makes at the first call it makes under a lock, and lets go of Python's on the way: of two
+        # first calls at the same time, each could hold one and wait for ever for the other's.
+        compiled.create_infer_request().infer([np.ones((1, 1), np.int64)] * len(takes))
         self._pad_id = outline.pad_id
         self._lock = threading.Lock()
         self._of_thread = threading.local()

@@ -98,6 +98,50 @@ def test_batches_are_computed_side_by_side(bert, backend):
     assert encoder.encode(encoder.tokenise([]), 64).vectors.shape == (0, encoder.dims)
 
 
+FIRST = """
+import builtins, sys, threading
+from pathlib import Path
+import numpy as np
+import torch
+from encoders.backend import load_graph
+from encoders.encoder import Tokens
+from encoders.model_folder import read_model_folder
+from encoders.outline import read_outline
+from encoders.packing import pack
+outline = read_outline(read_model_folder(Path(sys.argv[1])))
+backend = load_graph(sys.argv[3], Path(sys.argv[2]), outline, torch.float32, 2)
+batch = pack(Tokens(np.array([3], np.int32), np.array([1, 2, 3])), np.array([0]), None)
+begun, ended = threading.Event(), threading.Event()
+imported = builtins.__import__
+def linger(name, *rest):
+    if threading.current_thread() is threads[0]:  # what is made at the first call begins so
+        begun.set()
+        ended.wait(1)
+    return imported(name, *rest)
+def first():
+    backend.run(batch)
+    begun.set()
+def second():
+    begun.wait()
+    backend.run(batch)
+    ended.set()
+threads = [threading.Thread(target=first), threading.Thread(target=second)]
+builtins.__import__ = linger
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_first_batches_may_be_side_by_side(bert, backend):
+    """None waits for ever for what another makes at its first call, however long it is at it."""
+    command = [sys.executable, "-c", FIRST, bert["model"], bert["graph"], backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 BFLOAT16 = """
 import sys
 from encoders import load_encoder
