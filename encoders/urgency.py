@@ -77,15 +77,22 @@ class UrgentFirst:
         return self._clock() - max(self._patient[0].since_s, self._patient_s) >= PATIENCE_S
 
     def _make(self, waiting: "_Waiting", on_urgent: bool) -> None:
+        is_wanted = waiting.future.set_running_or_notify_cancel()
         try:
-            if waiting.future.set_running_or_notify_cancel():
-                waiting.future.set_result(waiting.call())
+            result = waiting.call() if is_wanted else None
         except BaseException as error:  # it is the caller's
+            self._end(on_urgent)
             waiting.future.set_exception(error)
-        finally:
-            with self._changing:
-                self._running[on_urgent] -= 1
-                self._begin()
+        else:
+            self._end(on_urgent)
+            if is_wanted:
+                waiting.future.set_result(result)
+
+    def _end(self, on_urgent: bool) -> None:
+        """A thread is free; said before the caller is told, who may submit the next at once."""
+        with self._changing:
+            self._running[on_urgent] -= 1
+            self._begin()
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ def test_patient_calls_step_back(hold, now):
     """The operating system prefers urgent ones, and a patient one that takes a turn of theirs."""
     assert hold.threads.submit(niceness, is_urgent=True).result(WAIT_S) == niceness()
     assert hold.threads.submit(niceness, is_urgent=False).result(WAIT_S) == min(19, niceness() + 10)
+    assert hold.threads.unfinished == 0
     hold.urgent("u0", "u1", "u2")
     overdue = hold.threads.submit(niceness, is_urgent=False)
     now[0] = PATIENCE_S
