@@ -4,7 +4,7 @@ import json
 import threading
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +88,12 @@ class Load:
 
 
 class Publisher:
-    """Publishes a load on a thread of its own, at `rate` records a second, until told to end."""
+    """Publishes a load on a thread of its own, at `rate` records a second, to topics in turn, until told to end."""
 
-    def __init__(self, servers: str, topic: str, load: Load, rate: float) -> None:
+    def __init__(self, servers: str, topics: Sequence[str], load: Load, rate: float) -> None:
         self.load = load
         self.sent = 0
-        self._topic, self._rate = topic, rate
+        self._topics, self._rate = topics, rate
         self._began_s, self._began_at = clock.monotonic_s(), 0
         self.failure: Exception | None = None
         """What made it end."""
@@ -138,7 +138,8 @@ class Publisher:
                 if self.sent - self._began_at > (clock.monotonic_s() - self._began_s) * self._rate:
                     self._producer.poll(0.005)
                 else:
-                    clients.produce(self._producer, self._topic, next(values), on_delivery=self._delivered)
+                    topic = self._topics[self.sent % len(self._topics)]
+                    clients.produce(self._producer, topic, next(values), on_delivery=self._delivered)
                     self.sent += 1
         except Exception as error:  # told by whoever waits for what is sent
             self.failure = error

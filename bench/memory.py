@@ -230,8 +230,8 @@ def main() -> int:
         with Pipeline(settings) as pipeline:
             pipeline.wait_ready(90)
             bound_topics(pipeline.settings)
-            servers, topic = pipeline.settings.bootstrap_servers, settings.posts_topics[0]
-            publisher = Publisher(servers, topic, Load(seed=1), rate=1e6)
+            servers, topics = pipeline.settings.bootstrap_servers, settings.posts_topics
+            publisher = Publisher(servers, topics, Load(seed=1), rate=1e6)
             try:
                 looks, queues = watch(pipeline, publisher, arguments.minutes * 60)
             finally:

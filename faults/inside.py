@@ -76,7 +76,8 @@ def await_ends(settings: Settings, topics: Topics) -> None:
         Fatal: one stays open.
     """
     deadline_s = clock.monotonic_s() + ENDED_S_MAX
-    names = (topics.lookups, topics.misses, topics.embeddings, topics.vectors, topics.checkpoints, topics.rejected)
+    names = (topics.lookups, topics.misses, topics.backfill_misses, topics.embeddings, topics.vectors)
+    names += (topics.checkpoints, topics.rejected)
     with closing(clients.reader(settings)) as stable, closing(clients.reader(settings, committed=False)) as all_there:
         for topic in names:
             for partition in stable.list_topics(topic, 30).topics[topic].partitions:

@@ -13,17 +13,17 @@ from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clock
 
 Flow = tuple[str, int]
-"""Where posts come from and go through: a partition of `posts`; of the contents, once for those that were there, in a
-table or an encoder, once for those that are computed. Each can stand still while the others go on."""
+"""Where posts come from and go through: a partition of their topic; of the contents, once for those that were there,
+in a table or an encoder, once for those that are computed. Each can stand still while the others go on."""
 
 
 class Live:
     """Reads committed embeddings and rejected posts on a thread of its own, as they come.
 
-    Seen posts are counted by their place in the one posts topic: `counts[partition][offset]`.
+    Seen posts are counted by their place: `counts[topic, partition][offset]`.
     """
 
-    def __init__(self, servers: str, posts: str, embeddings: str, rejected: str, partitions: int) -> None:
+    def __init__(self, servers: str, posts: Sequence[str], embeddings: str, rejected: str, partitions: int) -> None:
         self.embedded = 0
         self.rejected = 0
         self.doubled = 0
@@ -34,7 +34,7 @@ class Live:
         self._posts, self._embeddings, self._rejected, self._partitions = posts, embeddings, rejected, partitions
         self.reasons: Counter[str] = Counter()
         """Rejected posts by reason, each once."""
-        self._counts: dict[int, npt.NDArray[np.uint8]] = {}
+        self._counts: dict[tuple[str, int], npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
         self._last_s: dict[Flow, float] = {}
         self._newest_ms: dict[Flow, int] = {}
@@ -54,7 +54,7 @@ class Live:
             }
         )
         topics = self._consumer.list_topics(timeout=30).topics
-        self._flows: list[Flow] = [("posts", at) for at in topics[posts].partitions]
+        self._flows: list[Flow] = [(topic, at) for topic in posts for at in topics[topic].partitions]
         self._flows += [(origin, at) for at in range(partitions) for origin in ("cached", "computed")]
         places = [TopicPartition(name, at, 0) for name in (embeddings, rejected) for at in topics[name].partitions]
         self._consumer.assign(places)
@@ -112,20 +112,19 @@ class Live:
                 continue  # brokers come and go in a fault
             if message.topic() == self._embeddings:
                 embedding = Embedding.FromString(message.value() or b"")
-                place = (embedding.source_partition, embedding.source_offset)
+                source = (embedding.source_topic, embedding.source_partition)
                 origin = "computed" if embedding.origin == COMPUTED else "cached"
                 through = (origin, partition_of(embedding.fingerprint, self._partitions))
-                for flow in (("posts", embedding.source_partition), through):
+                for flow in (source, through):
                     newest_ms[flow] = max(newest_ms.get(flow, 0), embedding.posted_ms)
-                self.embedded += self._count(*place)
+                self.embedded += self._count(source, embedding.source_offset)
                 self.ahead_s = (embedding.embedded_ms - clock.now_ms()) / 1000
             else:
                 headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
-                if headers["manyray-topic"].decode() == self._posts:
-                    place = (int(headers["manyray-partition"]), int(headers["manyray-offset"]))
-                    if self._count(*place):
-                        self.rejected += 1
-                        self.reasons[headers["manyray-reason"].decode()] += 1
+                source = (headers["manyray-topic"].decode(), int(headers["manyray-partition"]))
+                if source[0] in self._posts and self._count(source, int(headers["manyray-offset"])):
+                    self.rejected += 1
+                    self.reasons[headers["manyray-reason"].decode()] += 1
         with self._lock:
             now_s = clock.monotonic_s()
             for flow in newest_ms.keys() & self._last_s.keys():
@@ -133,16 +132,17 @@ class Live:
                 self._longest_s[flow] = max(self._longest_s[flow], now_s - self._last_s[flow])
                 self._last_s[flow] = now_s
 
-    def _count(self, partition: int, offset: int) -> bool:
+    def _count(self, source: tuple[str, int], offset: int) -> bool:
         """Count a post; says whether it is the first time."""
-        counts = self._counts.get(partition)
+        counts = self._counts.get(source)
         if counts is None or offset >= len(counts):
             grown = np.zeros(max(65_536, 2 * offset), np.uint8)
             if counts is not None:
                 grown[: len(counts)] = counts
-            counts = self._counts[partition] = grown
+            counts = self._counts[source] = grown
         counts[offset] += 1
         if counts[offset] == 2:
             self.doubled += 1
-            self.first_doubled = self.first_doubled or f"{self._posts}/{partition} offset {offset}, {clock.now_ms()} ms"
+            place = f"{source[0]}/{source[1]} offset {offset}, {clock.now_ms()} ms"
+            self.first_doubled = self.first_doubled or place
         return bool(counts[offset] == 1)

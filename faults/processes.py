@@ -3,9 +3,10 @@
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
-from faults.fault import Fault, Strike, add
+from faults.fault import FAULTS, Fault, Strike, add
 from faults.frames import Api
 from faults.run import FAILURES, Run
 
@@ -115,3 +116,8 @@ for _role, _steps in STEPS.items():
     add(Fault(f"retry-{_role}-before-commit", 14, _fail_at(_role, "sent", "raise")))
     add(Fault(f"retry-{_role}-after-commit", 14, _fail_at(_role, "committed", "raise")))
     add(Fault(f"crash-{_role}-after-commit", 14, _fail_at(_role, "committed", "crash")))
+
+_both = {"backfill_topics": ("old",)}
+"""Every second post is of a backfill."""
+for _name in ("kill-encode-computing", "kill-encode-flushed", "zombie-encode-sent", "retry-encode-after-commit"):
+    add(replace(FAULTS[_name], name=f"{_name}-with-backfill", settings=_both))

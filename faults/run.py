@@ -298,9 +298,9 @@ def _strike(
         pipeline = held.enter_context(Pipeline(settings, roles, module="faults.launch" if fault.launch else "manyray"))
         pipeline.wait_ready(WAIT_S)
         topics = Topics.of(settings, version_of(settings))
-        live = Live(cluster.direct_servers, topics.posts[0], topics.embeddings, topics.rejected, settings.partitions)
+        live = Live(cluster.direct_servers, topics.all_posts, topics.embeddings, topics.rejected, settings.partitions)
         held.callback(live.close)
-        publisher = Publisher(cluster.direct_servers, topics.posts[0], load, fault.rate)
+        publisher = Publisher(cluster.direct_servers, topics.all_posts, load, fault.rate)
         run = Run(fault, cluster, settings, pipeline, publisher=publisher, live=live, seed=seed)
         run.wait_s = wait_s
         try:
@@ -350,7 +350,7 @@ def verify(servers: str, topics: Topics) -> dict[str, int]:
     """The counts of `examples/verify.py`, which uses none of our modules, in a process of its own."""
     program = [sys.executable, str(ROOT / "examples" / "verify.py"), servers, topics.embeddings]
     done = subprocess.run(
-        [*program, "--posts", *topics.posts, "--rejected", topics.rejected],
+        [*program, "--posts", *topics.all_posts, "--rejected", topics.rejected],
         check=False,
         capture_output=True,
         text=True,

@@ -104,7 +104,7 @@ class Ingest:
         # Nothing is under way between two steps, so partitions can go at any `read`; only the lines go with them.
         lines: dict[Place, Line] = {}
         group = f"manyray.ingest.{settings.ray}"
-        posts = [*topics.posts, *topics.backfill_posts]
+        posts = list(topics.all_posts)
         member = Member.join(settings, group, posts, metrics, on_revoke=lines.clear, on_lost=lines.clear)
         fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
         live, backfill = (

@@ -48,6 +48,11 @@ class Topics:
     form: VectorForm = field(default_factory=VectorForm)
 
     @property
+    def all_posts(self) -> tuple[str, ...]:
+        """Those of a backfill come last."""
+        return self.posts + self.backfill_posts
+
+    @property
     def lookups(self) -> str:
         """Chunks of posts on their way to the table."""
         return f"lookups.{self.ray}"
