@@ -68,6 +68,9 @@ BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 METERED_S = 5.0
 """At least, as NVML's shares are of up to a second each."""
 
+ONE_WINDOW = "ours, one window"
+"""All posts sorted together, as `encode-file` has them and every peer; ours else are windows of the pipeline's size."""
+
 Run = Callable[[], Answer]
 
 
@@ -82,6 +85,12 @@ class Measured:
     def best_s(self) -> float:
         """Of the fastest run."""
         return min(self.seconds)
+
+    def beside(self, peer: "Measured") -> str:
+        """How many times as fast as a peer, by the best of runs and by the median of pairs."""
+        ratios = [theirs / our for our, theirs in zip(self.seconds, peer.seconds, strict=False)]
+        best = f"{peer.best_s / self.best_s:.2f} by the best of runs"
+        return f"{best}, {median(ratios):.2f} by the median of {len(ratios)} pairs"
 
     def speeds(self, texts: int) -> list[str]:
         """Best and median, texts a second, as cells."""
@@ -180,7 +189,10 @@ class Bench:
         texts = self.posts.texts
         lengths = self.encoder.tokenise(texts).lengths
         tokens = int(lengths.sum())
-        runs: dict[str, Run] = {"ours": lambda: ours(self.encoder, texts)}
+        runs: dict[str, Run] = {
+            "ours": lambda: ours(self.encoder, texts),
+            ONE_WINDOW: lambda: encode(self.encoder, len(texts), [texts], self.encoder.batch_tokens),
+        }
         runs |= {side.name: (lambda side=side: side.encode(texts)) for side in others}
         peak = self._measure_peak()
         measured = take_turns(runs, self.repeats, PATIENCE)
@@ -205,12 +217,10 @@ class Bench:
         if self.encoder.device.type != "cpu":
             print(self._metered())
         if not peers:
-            return "ours / best peer: no peer was measured"
+            return "beside the best peer: none was measured"
         best = min(peers, key=lambda name: peers[name].best_s)
-        ratios = [theirs / our for our, theirs in zip(mine.seconds, peers[best].seconds, strict=False)]
-        ratio = peers[best].best_s / mine.best_s
-        told = f"best of runs {ratio:.2f}, median of {len(ratios)} pairs {median(ratios):.2f}"
-        return f"ours / best peer ({best}): {told}"
+        told = [f"{name} {measured[name].beside(peers[best])}" for name in ("ours", ONE_WINDOW)]
+        return f"beside the best peer ({best}): {'; '.join(told)}"
 
     def buckets(self) -> None:
         """Ours by the length of texts."""
@@ -243,7 +253,6 @@ class Bench:
         runs: dict[str, Run] = {
             "default": lambda: ours(encoder, texts),
             f"windows of {FEW_POSTS} posts": lambda: encode(encoder, count, few, default),
-            "one window": lambda: encode(encoder, count, [texts], default),
         }
         kinds = {"packed": encoder, "padded": padded} if transformer_of(encoder).is_packed else {"padded": padded}
         for kind, each in kinds.items():

@@ -67,11 +67,12 @@ def subscribed(settings: Settings) -> Generator[Arrivals]:
                         arrivals.changed.notify_all()
 
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(subscribe)
+        subscribing = pool.submit(subscribe)
         try:
             yield arrivals
         finally:
             stop.set()
+            subscribing.result()  # an error of its own is why nothing came
 
 
 def texts() -> Iterator[str]:
