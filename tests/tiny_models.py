@@ -18,6 +18,8 @@ TEXTS = [
     "[PAD] <pad> [MASK]",
     "word " * 200,
 ]
+BACKENDS = ("onnxruntime", "openvino")
+"""Those that run an exported graph."""
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -84,3 +86,8 @@ def theirs(folder, texts=TEXTS):
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(texts, show_progress_bar=False)
+
+
+def cosine(one, other):
+    """The least of the vectors of texts."""
+    return (one * other).sum(axis=1).min()
