@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,9 +124,13 @@ def encode(encoder: TextEncoder, texts: int, parts: Iterable[Sequence[str]], bat
 def ours(encoder: TextEncoder, texts: list[str], batch_tokens: int | None = None) -> Answer:
     """Windows as the pipeline makes them of batches of so many tokens."""
     budget = batch_tokens or encoder.batch_tokens
-    with Engine(encoder, budget) as engine:
-        window_tokens = engine.window_tokens
-    return encode(encoder, len(texts), windows(texts, window_tokens), budget)
+    return encode(encoder, len(texts), cut(encoder, texts, budget), budget)
+
+
+def cut(encoder: TextEncoder, texts: list[str], batch_tokens: int) -> Iterator[Sequence[str]]:
+    """Windows of the engine's size for batches of so many tokens."""
+    with Engine(encoder, batch_tokens) as engine:
+        return windows(texts, engine.window_tokens)
 
 
 def on_backends(spec: ModelSpec, setup: Setup) -> tuple[list[Side], list[str]]:
@@ -270,7 +274,7 @@ class Bench:
     def host_costs(self) -> None:
         """CPU time of one thread, which a fast device waits for."""
         encoder, texts = self.encoder, self.posts.texts[:HOST_TEXTS_MAX]
-        parts = list(windows(texts, encoder.workers * encoder.batch_tokens))
+        parts = list(cut(encoder, texts, encoder.batch_tokens))
         padded, pad_position = not transformer_of(encoder).is_packed, outline_of(encoder).pad_position
         variable = "TOKENIZERS_PARALLELISM"  # the tokenizer reads it at each call
         before = os.environ.get(variable)

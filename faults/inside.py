@@ -21,7 +21,7 @@ from streams.refill import vectors_by_fingerprint
 from streams.rocks_table import RocksTable
 from streams.settings import Settings
 from streams.table_folder import folder_of, spare_of
-from streams.topics import Topics
+from streams.topics import Topics, plan_topics
 
 TOLERANCE = 1e-6
 ENDED_S_MAX = 60.0
@@ -76,8 +76,7 @@ def await_ends(settings: Settings, topics: Topics) -> None:
         Fatal: one stays open.
     """
     deadline_s = clock.monotonic_s() + ENDED_S_MAX
-    names = (topics.lookups, topics.misses, topics.backfill_misses, topics.embeddings, topics.vectors)
-    names += (topics.checkpoints, topics.rejected)
+    names = [plan.name for plan in plan_topics(settings, topics.version) if plan.name not in topics.all_posts]
     with closing(clients.reader(settings)) as stable, closing(clients.reader(settings, committed=False)) as all_there:
         for topic in names:
             for partition in stable.list_topics(topic, 30).topics[topic].partitions:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from schemas.chunk import Place
 from schemas.content import partition_of
 from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clock
@@ -34,7 +35,7 @@ class Live:
         self._posts, self._embeddings, self._rejected, self._partitions = posts, embeddings, rejected, partitions
         self.reasons: Counter[str] = Counter()
         """Rejected posts by reason, each once."""
-        self._counts: dict[tuple[str, int], npt.NDArray[np.uint8]] = {}
+        self._counts: dict[Place, npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
         self._last_s: dict[Flow, float] = {}
         self._newest_ms: dict[Flow, int] = {}
@@ -132,7 +133,7 @@ class Live:
                 self._longest_s[flow] = max(self._longest_s[flow], now_s - self._last_s[flow])
                 self._last_s[flow] = now_s
 
-    def _count(self, source: tuple[str, int], offset: int) -> bool:
+    def _count(self, source: Place, offset: int) -> bool:
         """Count a post; says whether it is the first time."""
         counts = self._counts.get(source)
         if counts is None or offset >= len(counts):

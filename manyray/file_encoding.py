@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -34,15 +34,15 @@ LOG_EVERY_S = 30.0
 """Where nobody looks at a progress bar."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Work:
-    """A segment under way: each post's place among the distinct contents, or why it has none."""
+    """A segment under way: each post's place among so many distinct contents, or why it has none."""
 
     posts: list[Post]
-    places: list[int] = field(default_factory=list[int])
-    contents: list[str] = field(default_factory=list[str])
-    rejected: dict[int, Reject] = field(default_factory=dict[int, Reject])
-    encoded: Future[EncodedBatch] = field(default_factory=Future[EncodedBatch])
+    places: list[int]
+    contents: int
+    rejected: dict[int, Reject]
+    encoded: Future[EncodedBatch]
 
 
 def encode_file(
@@ -134,18 +134,16 @@ class _Run:
 
     def _begin(self, posts: list[Post]) -> _Work:
         """Give the engine each distinct content of some posts once."""
-        work, known = _Work(posts), dict[str, int]()
+        known, places, rejected = dict[str, int](), list[int](), dict[int, Reject]()
         for index, post in enumerate(posts):
             try:
                 content = normalise(check_post(post, self._settings.text_bytes_max).text)
             except (Reject, UnicodeEncodeError) as error:
-                work.rejected[index] = error if isinstance(error, Reject) else Reject("not_utf8", "a lone surrogate")
-                work.places.append(-1)
+                rejected[index] = error if isinstance(error, Reject) else Reject("not_utf8", "a lone surrogate")
+                places.append(-1)
                 continue
-            work.places.append(known.setdefault(content, len(known)))
-        work.contents = list(known)
-        work.encoded = self._engine.submit(work.contents)
-        return work
+            places.append(known.setdefault(content, len(known)))
+        return _Work(posts, places, len(known), rejected, self._engine.submit(list(known)))
 
     def _keep(self, work: _Work) -> None:
         """Wait for the vectors of a segment, and write them."""
@@ -163,7 +161,7 @@ class _Run:
                 [post.id for post in work.posts],
                 [Rejection(index, cause.reason, cause.detail) for index, cause in sorted(rejected.items())],
                 digest_of([post.text for post in work.posts]),
-                len(work.contents) - len(failed),
+                work.contents - len(failed),
             ),
             rows,
         )

@@ -375,8 +375,7 @@ class Lane:
         disk_bytes = settings.table_disk_mib * 2**20 // settings.partitions
         ram_bytes = settings.table_ram_mib * 2**20 // settings.partitions
         deadline_s = clock.monotonic_s() + HELD_WAIT_S
-        spare = spare_of(folder)
-        chosen = folder
+        chosen, spare = folder, spare_of(folder)
         while True:
             try:
                 disk = RocksTable(chosen, disk_bytes, self._shared.index_cache, self._metrics.table_corrupt.inc)
