@@ -44,6 +44,7 @@ GAUGES_S = 1.5
 """Longer than gauges take to say what is."""
 
 _ENDED = re.compile(r"(\S+) ended \((.*)\): starting it again")
+_FAILED = re.compile(r"transaction of (\S+) failed, to be retried: (.*)")
 FAILURES = "manyray_transaction_failures_total"
 Process = tuple[str, int]
 """A process's name and id."""
@@ -213,7 +214,9 @@ class Run:
 
 
 def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Verdict:
-    """Run a fault with at least so many posts, and judge it; what takes longer than `wait_s` is told as a failure."""
+    """Run a fault with at least so many posts, and judge it; what takes longer than `wait_s`, from the
+    strike on, is told as a failure.
+    """
     began_s = clock.monotonic_s()
     counts: Counter[str] = Counter()
     silent_s = math.nan
@@ -245,7 +248,7 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
                 held.enter_context(clocks(points, "roles"))
             load = Load(seed, fault.text_chars)
             silent_s, problems, notes = _strike(fault, load, cluster, settings, seed=seed, posts=posts, wait_s=wait_s)
-            notes += _ends(logs / "roles.log")
+            notes += _told((logs / "roles.log").read_text(encoding="utf-8", errors="replace"))
             topics = Topics.of(settings, version_of(settings))
             await_ends(direct, topics)
             counts.update(verify(cluster.direct_servers, topics))
@@ -276,10 +279,11 @@ def _logs_of(fault: Fault, seed: int) -> Path:
     return folder
 
 
-def _ends(log: Path) -> list[str]:
-    """Which roles ended, how often and why, as their supervisor said."""
-    ends = Counter(_ENDED.findall(log.read_text(encoding="utf-8", errors="replace")))
-    return [f"{name} ended ({how})" + (f" {count} times" if count > 1 else "") for (name, how), count in ends.items()]
+def _told(log: str) -> list[str]:
+    """Which roles ended, as their supervisor said, and which transactions failed: how often and why."""
+    ends = Counter(f"{name} ended ({how})" for name, how in _ENDED.findall(log))
+    failures = Counter(f"a transaction of {id_} failed ({how})" for id_, how in _FAILED.findall(log))
+    return [what + (f" {count} times" if count > 1 else "") for what, count in (ends | failures).items()]
 
 
 def _keep_logs(cluster: Cluster, folder: Path) -> None:
@@ -302,12 +306,12 @@ def _strike(
         held.callback(live.close)
         publisher = Publisher(cluster.direct_servers, topics.all_posts, load, fault.rate)
         run = Run(fault, cluster, settings, pipeline, publisher=publisher, live=live, seed=seed)
-        run.wait_s = wait_s
         try:
             run.await_seen(int(posts * STRUCK_AT))
             few = fault.rate * BACKLOG_S
             run.wait_until(lambda: publisher.sent - live.seen < few, "what is published comes out soon")
             live.watch()
+            run.wait_s = wait_s
             fault.strike(run)
             run.await_flow()
             silent_s = live.note_end()

@@ -25,7 +25,10 @@ WAIT_S = 20.0
 """A pipeline that is broken on purpose may never bring what is waited for."""
 BROKEN = {
     "no-fencing": ("zombie-dedup-began", r"^\d+ doubled$"),
-    "read-uncommitted": ("kill-ingest-flushed", r"^dedup ended \(chunks from .* are missing before number"),
+    "read-uncommitted": (
+        "kill-ingest-flushed",
+        r"^dedup ended \((chunks from .* are missing before number|lookups\..* ends at .*, before the checkpoint's)",
+    ),
     "remember-uncommitted": ("retry-encode-before-commit", "without ever being computed"),
 }
 
@@ -50,11 +53,18 @@ def test_at_least_once_loses_nothing() -> None:
 def test_a_pipeline_that_is_broken_on_purpose_turns_a_fault_red(broken: str) -> None:
     """Fencing, reading committed records only, and remembering only what is committed: without one of them a named
     fault is told, for what it does: what was aborted is missing afterwards, say, and dedup, given it, stops at that.
+
+    What is broken is harmless where something else fails first, as a transaction that ran out of time: of three runs
+    one has to tell.
     """
     name, told = BROKEN[broken]
-    verdict = run_fault(replace(FAULTS[name], launch=broken), seed=1, posts=POSTS, wait_s=WAIT_S)
-    assert verdict.problems
-    assert [text for text in verdict.problems + verdict.notes if re.search(told, text)]
+    said: list[list[str]] = []
+    for seed in (1, 2, 3):
+        verdict = run_fault(replace(FAULTS[name], launch=broken), seed=seed, posts=POSTS, wait_s=WAIT_S)
+        said.append(verdict.problems + verdict.notes)
+        if verdict.problems and any(re.search(told, text) for text in said[-1]):
+            return
+    pytest.fail(f"nothing was told of it: {said}")
 
 
 def test_the_check_from_outside_uses_nothing_of_ours() -> None:
