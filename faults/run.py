@@ -214,8 +214,9 @@ class Run:
 
 
 def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Verdict:
-    """Run a fault with at least so many posts, and judge it; what takes longer than `wait_s`, from the
-    strike on, is told as a failure.
+    """Run a fault with at least so many posts, and judge it.
+
+    What takes longer than `wait_s`, from the strike on, is told as a failure.
     """
     began_s = clock.monotonic_s()
     counts: Counter[str] = Counter()

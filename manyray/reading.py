@@ -35,9 +35,10 @@ _STEM_CHARACTERS_MAX = 50  # so that an id stays below its 256 bytes
 class PostFile:
     """The posts of one open file, in order; `bytes_read` says how far it is.
 
-    Plain lines: each line that is not blank is a text, and its id is `<file name>-<line number>`, the same whenever
-    the file is read (from stdin a new prefix each time). JSONL, CSV and Parquet: `id_field` and `text_field` name the
-    fields; where `id_field` is None it is `id`, and a file without one has ids as plain lines have, by line or row.
+    Plain lines: each line that is not blank is a text, and its id is `<file name without its suffix>-<line number>`,
+    the same whenever the file is read (from stdin a new prefix each time). JSONL, CSV and Parquet: `id_field` and
+    `text_field` name the fields; where `id_field` is None it is `id`, and a file without one has ids as plain lines
+    have, by line or row, but with its suffix.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class PostFile:
         self._layout: Format = layout
         self._id_field = id_field
         self._text_field = text_field
-        stem = name.encode("utf-8", "replace").decode()[:_STEM_CHARACTERS_MAX]
+        stem = Path(name).stem if layout == "lines" else name
+        stem = stem.encode("utf-8", "replace").decode()[:_STEM_CHARACTERS_MAX]
         self._stem = f"stdin-{clock.random_id()[:8]}" if name == STDIN else stem
 
     def __iter__(self) -> Iterator[Post]:
@@ -184,4 +186,4 @@ def open_posts(
         raise Fatal(f"{path} cannot be read: {error.strerror}") from None
     with opened:
         size = file.stat().st_size if file.is_file() else None
-        yield PostFile(file.stem if layout == "lines" else file.name, opened, layout, id_field, text_field), size
+        yield PostFile(file.name, opened, layout, id_field, text_field), size

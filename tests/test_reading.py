@@ -126,3 +126,14 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path):
     """A wrong path is one clear line."""
     with pytest.raises(Fatal, match="cannot be read: No such file"), open_posts(str(tmp_path / "absent")):
         pass
+
+
+def test_a_line_is_named_with_its_whole_file_name(tmp_path):
+    """What is wrong can be found; ids are of the name without its suffix, as ever."""
+    file = tmp_path / "mine.v2.txt"
+    file.write_bytes(b"good\n\xff\n")
+    with open_posts(str(file)) as (posts, _):
+        found = iter(posts)
+        assert next(found).id == "mine.v2-1"
+        with pytest.raises(Fatal, match=r"^mine\.v2\.txt:2: byte 0 is not UTF-8"):
+            next(found)
