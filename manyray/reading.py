@@ -21,7 +21,7 @@ Format = Literal["lines", "jsonl", "csv", "tsv", "parquet"]
 STDIN = "-"
 LINE_BYTES_MAX = 1_048_576  # no post may be that long; without a limit a binary file would be one line
 
-_SUFFIXES: dict[str, Format] = {
+SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
@@ -179,7 +179,7 @@ def open_posts(
         yield PostFile(STDIN, sys.stdin.buffer, layout or "lines", id_field, text_field), None
         return
     file = Path(path)
-    layout = layout or _SUFFIXES.get(file.suffix.lower(), "lines")
+    layout = layout or SUFFIXES.get(file.suffix.lower(), "lines")
     try:
         opened = file.open("rb")
     except OSError as error:

@@ -33,6 +33,8 @@ class ChunkBuilder:
     offsets: list[int] = field(default_factory=list)
     posted_ms: list[int] = field(default_factory=list)
     is_backfill: bool = False
+    job: str = ""
+    """The replay that its posts are of; empty for posts as they come."""
     size_bytes: int = 0
     """About the size of the chunk when serialised, its sources (up to 300 bytes each) not counted."""
 
@@ -65,7 +67,7 @@ class ChunkBuilder:
     def build(self, version: str, sources: Iterable[Source] | None = None) -> Chunk:
         """The chunk; `sources`, if they are more than places, stand in the order in which `self.sources` met them."""
         if sources is None:
-            sources = [Source(topic=topic, partition=partition) for topic, partition in self.sources]
+            sources = [Source(topic=topic, partition=partition, job=self.job) for topic, partition in self.sources]
         return Chunk(
             version=version,
             sources=sources,
@@ -118,7 +120,7 @@ def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> 
 
 def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
     """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
-    builder = ChunkBuilder(is_backfill=chunk.backfill)
+    builder = ChunkBuilder(is_backfill=chunk.backfill, job=chunk.sources[0].job if chunk.sources else "")
     sources = [(source.topic, source.partition) for source in chunk.sources]
     for post in posts:
         content = chunk.contents[post]

@@ -34,9 +34,9 @@ class EmbeddingParts:
             embedded_ms=embedded_ms,
         ).SerializeToString()
 
-    def source(self, topic: str, partition: int) -> bytes:
-        """What all posts from one partition share."""
-        return Embedding(source_topic=topic, source_partition=partition).SerializeToString()
+    def source(self, topic: str, partition: int, job: str = "") -> bytes:
+        """What all posts from one partition share, those of a replay by its name."""
+        return Embedding(source_topic=topic, source_partition=partition, job=job).SerializeToString()
 
     def content(self, fingerprint: bytes, vector: bytes) -> bytes:
         """What all posts with one content share; `vector` is as the form stores it."""

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16schemas/internal.proto\x12\x10manyray.internal\"N\n\x06Source\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x10\n\x08\x65poch_ms\x18\x03 \x01(\x03\x12\x10\n\x08sequence\x18\x04 \x01(\x03\"\xd3\x01\n\x05\x43hunk\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x07sources\x18\x02 \x03(\x0b\x32\x18.manyray.internal.Source\x12\x14\n\x0c\x66ingerprints\x18\x03 \x01(\x0c\x12\r\n\x05texts\x18\x04 \x03(\x0c\x12\x0b\n\x03ids\x18\x05 \x03(\t\x12\x10\n\x08\x63ontents\x18\x06 \x03(\r\x12\x14\n\x0cpost_sources\x18\x07 \x03(\r\x12\x0f\n\x07offsets\x18\x08 \x03(\x03\x12\x11\n\tposted_ms\x18\t \x03(\x03\x12\x10\n\x08\x62\x61\x63kfill\x18\n \x01(\x08\"]\n\x07Vectors\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04\x64ims\x18\x02 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x03 \x01(\x0c\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12\x0c\n\x04\x62its\x18\x05 \x01(\r\"O\n\nCheckpoint\x12\x16\n\x0elookups_offset\x18\x01 \x01(\x03\x12)\n\x07sources\x18\x02 \x03(\x0b\x32\x18.manyray.internal.Sourceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16schemas/internal.proto\x12\x10manyray.internal\"\x87\x01\n\x06Source\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x10\n\x08\x65poch_ms\x18\x03 \x01(\x03\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x0b\n\x03job\x18\x05 \x01(\t\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\r\n\x05posts\x18\x07 \x01(\x03\x12\x0c\n\x04hits\x18\x08 \x01(\x03\"\xe2\x01\n\x05\x43hunk\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x07sources\x18\x02 \x03(\x0b\x32\x18.manyray.internal.Source\x12\x14\n\x0c\x66ingerprints\x18\x03 \x01(\x0c\x12\r\n\x05texts\x18\x04 \x03(\x0c\x12\x0b\n\x03ids\x18\x05 \x03(\t\x12\x10\n\x08\x63ontents\x18\x06 \x03(\r\x12\x14\n\x0cpost_sources\x18\x07 \x03(\r\x12\x0f\n\x07offsets\x18\x08 \x03(\x03\x12\x11\n\tposted_ms\x18\t \x03(\x03\x12\x10\n\x08\x62\x61\x63kfill\x18\n \x01(\x08\x12\r\n\x05probe\x18\x0b \x01(\x08\"]\n\x07Vectors\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04\x64ims\x18\x02 \x01(\r\x12\x14\n\x0c\x66ingerprints\x18\x03 \x01(\x0c\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12\x0c\n\x04\x62its\x18\x05 \x01(\r\"O\n\nCheckpoint\x12\x16\n\x0elookups_offset\x18\x01 \x01(\x03\x12)\n\x07sources\x18\x02 \x03(\x0b\x32\x18.manyray.internal.Sourceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'schemas.internal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SOURCE']._serialized_start=44
-  _globals['_SOURCE']._serialized_end=122
-  _globals['_CHUNK']._serialized_start=125
-  _globals['_CHUNK']._serialized_end=336
-  _globals['_VECTORS']._serialized_start=338
-  _globals['_VECTORS']._serialized_end=431
-  _globals['_CHECKPOINT']._serialized_start=433
-  _globals['_CHECKPOINT']._serialized_end=512
+  _globals['_SOURCE']._serialized_start=45
+  _globals['_SOURCE']._serialized_end=180
+  _globals['_CHUNK']._serialized_start=183
+  _globals['_CHUNK']._serialized_end=409
+  _globals['_VECTORS']._serialized_start=411
+  _globals['_VECTORS']._serialized_end=504
+  _globals['_CHECKPOINT']._serialized_start=506
+  _globals['_CHECKPOINT']._serialized_end=585
 # @@protoc_insertion_point(module_scope)

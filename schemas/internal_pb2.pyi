@@ -7,19 +7,27 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Source(_message.Message):
-    __slots__ = ("topic", "partition", "epoch_ms", "sequence")
+    __slots__ = ("topic", "partition", "epoch_ms", "sequence", "job", "ended", "posts", "hits")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_MS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    POSTS_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
     topic: str
     partition: int
     epoch_ms: int
     sequence: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., epoch_ms: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+    job: str
+    ended: bool
+    posts: int
+    hits: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., epoch_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., job: _Optional[str] = ..., ended: _Optional[bool] = ..., posts: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill")
+    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +38,7 @@ class Chunk(_message.Message):
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     POSTED_MS_FIELD_NUMBER: _ClassVar[int]
     BACKFILL_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     version: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     fingerprints: bytes
@@ -40,7 +49,8 @@ class Chunk(_message.Message):
     offsets: _containers.RepeatedScalarFieldContainer[int]
     posted_ms: _containers.RepeatedScalarFieldContainer[int]
     backfill: bool
-    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ...) -> None: ...
+    probe: bool
+    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ...) -> None: ...
 
 class Vectors(_message.Message):
     __slots__ = ("version", "dims", "fingerprints", "vectors", "bits")

@@ -37,9 +37,12 @@ def decode_post(value: bytes | None, text_bytes_max: int) -> Post:
     """
     if not value:
         raise Reject("no_value", "the record has no value; a post is JSON or Protobuf with an id and a text")
-    return check_post(
-        _decode_protobuf(value) if value[0] in _PROTOBUF_FIRST_BYTES else _decode_json_or_reject(value), text_bytes_max
-    )
+    return check_post(_decode_protobuf(value) if is_protobuf(value) else _decode_json_or_reject(value), text_bytes_max)
+
+
+def is_protobuf(value: bytes) -> bool:
+    """Whether a value, which is not empty, is to be read as Protobuf and not as JSON."""
+    return value[0] in _PROTOBUF_FIRST_BYTES
 
 
 def check_post(post: Post, text_bytes_max: int) -> Post:

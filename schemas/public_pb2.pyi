@@ -36,7 +36,7 @@ class Post(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
-    __slots__ = ("post_id", "ray", "version", "dtype", "dims", "vector", "fingerprint", "source_topic", "source_partition", "source_offset", "origin", "posted_ms", "embedded_ms", "scale")
+    __slots__ = ("post_id", "ray", "version", "dtype", "dims", "vector", "fingerprint", "source_topic", "source_partition", "source_offset", "origin", "posted_ms", "embedded_ms", "scale", "job")
     POST_ID_FIELD_NUMBER: _ClassVar[int]
     RAY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Embedding(_message.Message):
     POSTED_MS_FIELD_NUMBER: _ClassVar[int]
     EMBEDDED_MS_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     post_id: str
     ray: str
     version: str
@@ -65,4 +66,5 @@ class Embedding(_message.Message):
     posted_ms: int
     embedded_ms: int
     scale: float
-    def __init__(self, post_id: _Optional[str] = ..., ray: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., dims: _Optional[int] = ..., vector: _Optional[bytes] = ..., fingerprint: _Optional[bytes] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ..., posted_ms: _Optional[int] = ..., embedded_ms: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
+    job: str
+    def __init__(self, post_id: _Optional[str] = ..., ray: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., dims: _Optional[int] = ..., vector: _Optional[bytes] = ..., fingerprint: _Optional[bytes] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ..., posted_ms: _Optional[int] = ..., embedded_ms: _Optional[int] = ..., scale: _Optional[float] = ..., job: _Optional[str] = ...) -> None: ...

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
-from schemas.chunk import Place
 from schemas.errors import Retry
 from schemas.internal_pb2 import Checkpoint, Chunk, Source
 from streams import clients, clock
@@ -22,33 +21,51 @@ READ_TIMEOUT_S = 30.0
 _TAIL_RECORDS = 64
 
 
+LineKey = tuple[str, int, str]
+"""What names a line of chunks: topic, partition, and the replay that reads them, empty for posts as they come."""
+
+
+def line_of(source: Source) -> LineKey:
+    """The line that a source's number is of."""
+    return source.topic, source.partition, source.job
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far dedup got in a partition: the next offset of `lookups`, and the last of each line of chunks."""
+    """How far dedup got in a partition: the next offset of `lookups`, and the last of each line of chunks.
+
+    A line of a replay is kept until the replay ends, with how many posts it had in this partition, and how many hits.
+    """
 
     lookups_offset: int = 0
-    sources: dict[Place, Source] = field(default_factory=dict[Place, Source])
+    sources: dict[LineKey, Source] = field(default_factory=dict[LineKey, Source])
 
-    def after(self, chunk: Chunk, offset: int, *, accept_gaps: bool = False, repeats: bool = False) -> "Progress":
-        """The progress once the chunk at `offset` is done; `repeats` says whether numbers may come again.
+    def after(
+        self, chunk: Chunk, offset: int, *, hits: int = 0, accept_gaps: bool = False, repeats: bool = False
+    ) -> "Progress":
+        """The progress once the chunk at `offset`, with so many hits, is done; `repeats` says whether numbers may come
+        again.
 
         Raises:
             Fatal: chunks before it are missing, unless `accept_gaps`.
         """
         sources = dict(self.sources)
-        for source in chunk.sources:
-            place = (source.topic, source.partition)
-            seen = sources.get(place)
+        for number, source in enumerate(chunk.sources):
+            line = line_of(source)
+            if source.ended:
+                sources.pop(line, None)
+                continue
+            seen = sources.get(line)
             if repeats and is_repeat(seen, source):
                 continue
             if not accept_gaps:
                 follow(seen, source)
-            sources[place] = source
+            sources[line] = _tallied(source, seen, chunk, hits if number == 0 else None) if source.job else source
         return Progress(offset + 1, sources)
 
     def has(self, chunk: Chunk) -> bool:
         """Whether the chunk is done, by its numbers."""
-        return all(is_repeat(self.sources.get((source.topic, source.partition)), source) for source in chunk.sources)
+        return all(is_repeat(self.sources.get(line_of(source)), source) for source in chunk.sources)
 
     def to_bytes(self) -> bytes:
         """The value of the checkpoint record."""
@@ -59,7 +76,17 @@ class Progress:
     def from_bytes(cls, value: bytes) -> "Progress":
         """What `to_bytes` wrote."""
         message = Checkpoint.FromString(value)
-        return cls(message.lookups_offset, {(source.topic, source.partition): source for source in message.sources})
+        return cls(message.lookups_offset, {line_of(source): source for source in message.sources})
+
+
+def _tallied(source: Source, seen: Source | None, chunk: Chunk, hits: int | None) -> Source:
+    """A line's last number with its sums; of a chunk of several lines they all go to the first, which gets `hits`."""
+    posts, before = (0, 0) if hits is None else (len(chunk.ids), hits)
+    tallied = Source()
+    tallied.CopyFrom(source)
+    tallied.posts = (seen.posts if seen else 0) + posts
+    tallied.hits = (seen.hits if seen else 0) + before
+    return tallied
 
 
 def read_progress(settings: Settings, topic: str, partition: int) -> Progress:
@@ -103,7 +130,7 @@ def _last_progress(consumer: Consumer, start: TopicPartition, end: int) -> Progr
         error = message.error()
         if error is None:
             if message.key() == KEY:
-                found = _parse(message) or found
+                found = parse_checkpoint(message) or found
         elif error.code() != KafkaError._PARTITION_EOF:
             raise KafkaException(error)
         elif (message.offset() or 0) >= end:
@@ -111,7 +138,8 @@ def _last_progress(consumer: Consumer, start: TopicPartition, end: int) -> Progr
     raise Retry(f"checkpoint of {start.topic}/{start.partition}: its end was not reached in {READ_TIMEOUT_S:.0f} s")
 
 
-def _parse(message: Message) -> Progress | None:
+def parse_checkpoint(message: Message) -> Progress | None:
+    """The progress that a record of `checkpoints` holds; None, and a warning, if it holds none."""
     try:
         return Progress.from_bytes(message.value() or b"")
     except DecodeError:

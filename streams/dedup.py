@@ -33,6 +33,10 @@ class Actions:
         return len(self.hits) * next((len(vector) for vector in self.vectors if vector is not None), 0)
 
 
+NOTHING = Actions([], [], [])
+"""Of a chunk whose hits are only to be counted."""
+
+
 def dedup(chunk: Chunk, table: Table, miss_posts_max: int = MISS_POSTS_MAX) -> Actions:
     """Look every distinct content of a chunk up once, and sort its posts into hits and misses."""
     fingerprints = split_fingerprints(chunk.fingerprints)

@@ -14,7 +14,7 @@ def embed_hits(chunk: Chunk, actions: Actions, head: bytes, parts: EmbeddingPart
     if not actions.hits:
         return
     fingerprints = split_fingerprints(chunk.fingerprints)
-    sources = [head + parts.source(source.topic, source.partition) for source in chunk.sources]
+    sources = [head + parts.source(source.topic, source.partition, source.job) for source in chunk.sources]
     contents = [
         parts.content(fingerprint, vector) if vector is not None else b""
         for fingerprint, vector in zip(fingerprints, actions.vectors, strict=True)

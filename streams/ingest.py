@@ -6,11 +6,10 @@ Stateless: the numbers of its chunks travel with the offsets it commits, all in 
 import logging
 import math
 import threading
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import TopicPartition
 
 from schemas.chunk import ChunkBuilder, Place
 from schemas.content import fingerprinter
@@ -24,7 +23,7 @@ from streams.group import Member
 from streams.line import Line
 from streams.metrics import Metrics
 from streams.packing import Packer
-from streams.rejected import Original, send_rejected
+from streams.rejected import Original, PostRecord, send_rejected
 from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
@@ -43,7 +42,7 @@ partition be that stands still.
 class Rejected:
     """A bad record and why it is bad."""
 
-    message: Message
+    message: PostRecord
     cause: Reject
 
 
@@ -56,7 +55,7 @@ class Batch:
     next_offsets: dict[Place, int]
 
 
-def sort_posts(messages: list[Message], packers: Mapping[str, Packer], text_bytes_max: int) -> Batch:
+def sort_posts(messages: Sequence[PostRecord], packers: Mapping[str, Packer], text_bytes_max: int) -> Batch:
     """Decode records; good posts go to the chunks of their topic's packer, bad ones are listed with their reason."""
     rejected: list[Rejected] = []
     next_offsets: dict[Place, int] = {}
@@ -72,6 +71,32 @@ def sort_posts(messages: list[Message], packers: Mapping[str, Packer], text_byte
             packers[source[0]].add(post, source, offset, message.timestamp()[1])
     chunks = [chunk for packer in dict.fromkeys(packers.values()) for chunk in packer.take()]
     return Batch(chunks, rejected, next_offsets)
+
+
+def send_batch(
+    batch: Batch, lines: Mapping[Place, Line], producer: StageProducer, topics: Topics, metrics: Metrics
+) -> dict[Place, Line]:
+    """Produce the chunks of a batch, numbered by the lines of its sources, and what is bad; the lines as they are then.
+
+    They hold once the caller has committed.
+    """
+    sent = {source: [0] * len(line.sequences) for source, line in lines.items()}
+    for partition, builder in batch.chunks:
+        sources: list[Source] = []
+        for source in builder.sources:
+            sent[source][partition] += 1
+            line = lines[source]
+            number = line.sequences[partition] + sent[source][partition]
+            sources.append(
+                Source(topic=source[0], partition=source[1], epoch_ms=line.epoch_ms, sequence=number, job=builder.job)
+            )
+        value = builder.build(topics.version, sources).SerializeToString()
+        producer.produce(topics.lookups, value, partition=partition)
+        metrics.chunk_posts.observe(builder.posts)
+        metrics.chunk_bytes.observe(len(value))
+    for bad in batch.rejected:
+        send_rejected(producer, topics, Original.of(bad.message), bad.cause)
+    return {source: line.after(sent[source]) for source, line in lines.items()}
 
 
 @dataclass(slots=True)
@@ -143,24 +168,9 @@ class Ingest:
     def publish(self, batch: Batch) -> None:
         """Write a batch, the numbers of its chunks and its offsets in one transaction."""
         lines = {source: self._line(source) for source in batch.next_offsets}
-        sent: dict[Place, list[int]] = defaultdict(lambda: [0] * self.settings.partitions)
         self.producer.begin()
-        for partition, builder in batch.chunks:
-            sources: list[Source] = []
-            for source in builder.sources:
-                sent[source][partition] += 1
-                number = lines[source].sequences[partition] + sent[source][partition]
-                sources.append(
-                    Source(topic=source[0], partition=source[1], epoch_ms=lines[source].epoch_ms, sequence=number)
-                )
-            value = builder.build(self.topics.version, sources).SerializeToString()
-            self.producer.produce(self.topics.lookups, value, partition=partition)
-            self.metrics.chunk_posts.observe(builder.posts)
-            self.metrics.chunk_bytes.observe(len(value))
-        for bad in batch.rejected:
-            send_rejected(self.producer, self.topics, Original.of(bad.message), bad.cause)
+        lines = send_batch(batch, lines, self.producer, self.topics, self.metrics)
         reach("ingest.sent")
-        lines = {source: line.after(sent[source]) for source, line in lines.items()}
         self.producer.commit(
             [
                 TopicPartition(*source, offset, metadata=str(lines[source]))

@@ -24,7 +24,7 @@ from schemas.public_pb2 import CACHED
 from streams import clients, clock
 from streams.attempts import with_retries
 from streams.checkpoint import KEY, Progress, read_progress
-from streams.dedup import Actions, dedup
+from streams.dedup import NOTHING, Actions, dedup
 from streams.failpoints import reach
 from streams.hits import embed_hits
 from streams.metrics import Metrics
@@ -236,9 +236,12 @@ class Lane:
                 continue  # done before a crash or a rebalance
             if record.offset >= progress.lookups_offset + GAP_MIN:
                 self._check_lookups(progress.lookups_offset)
-            progress = progress.after(chunk, record.offset, accept_gaps=accept_gaps, repeats=repeats)
-            outcome.append((chunk, self._decide(chunk)))
-            vector_bytes += outcome[-1][1].vector_bytes
+            actions = self._decide(chunk)
+            progress = progress.after(
+                chunk, record.offset, hits=len(actions.hits), accept_gaps=accept_gaps, repeats=repeats
+            )
+            outcome.append((chunk, NOTHING if chunk.probe else actions))
+            vector_bytes += actions.vector_bytes
         if not outcome:
             return count
         self._producer.begin()

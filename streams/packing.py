@@ -23,6 +23,8 @@ class Packer:
     partitions: int
     chunk_posts_max: int
     is_backfill: bool = False
+    job: str = ""
+    """The replay that the posts are of; empty for posts as they come."""
     contents: int = 0
     """How many were normalised so far."""
     full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
@@ -54,7 +56,7 @@ class Packer:
         partition = partition_of(fingerprint, self.partitions)
         builder = self._open.get(partition)
         if builder is None:
-            builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill)
+            builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill, job=self.job)
         return partition, builder, builder.add_content(fingerprint, content)
 
     def _close(self, partition: int) -> None:

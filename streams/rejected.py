@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -24,6 +24,21 @@ READ_BACK_BYTES_MAX = BYTES_MAX
 """Of the records that are read back at once, beyond the last one: of the others a stand-in is kept."""
 _AHEAD_MAX = 1_000
 """Offsets that are rather read past than sought across."""
+
+
+class PostRecord(Protocol):
+    """A post's record as it was read: Kafka's `Message`, or a row of a file that stands in for one."""
+
+    # ruff: disable[D102] - as of `Message`
+    def topic(self) -> str | None: ...
+    def partition(self) -> int | None: ...
+    def offset(self) -> int | None: ...
+    def value(self) -> bytes | None: ...
+    def key(self) -> Any: ...
+    def headers(self) -> Any: ...
+    def timestamp(self) -> tuple[int, int]: ...
+
+    # ruff: enable[D102]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,7 @@ class Original:
         return self.topic, self.partition, self.offset
 
     @classmethod
-    def of(cls, message: Message) -> "Original":
+    def of(cls, message: PostRecord) -> "Original":
         """The record that was read; without its headers where one's name is no UTF-8, which a header says."""
         headers = headers_of(message)
         return cls(
@@ -75,7 +90,7 @@ class Original:
         return cls(topic, partition, offset, posted_ms, encode_post(post), post.id.encode(), headers)
 
 
-def headers_of(message: Message) -> list[Any] | None:
+def headers_of(message: PostRecord) -> list[Any] | None:
     """A record's headers, pairs of a name and a value; None where a name is no UTF-8, which Kafka's brokers take."""
     try:
         headers = message.headers()

@@ -77,7 +77,7 @@ class Submitted:
                 None if fingerprint in self.failed else parts.content(fingerprint, self.vector(fingerprint))
                 for fingerprint in fingerprints
             ]
-            sources = [parts.source(source.topic, source.partition) for source in chunk.sources]
+            sources = [parts.source(source.topic, source.partition, source.job) for source in chunk.sources]
             for index, post_id in enumerate(chunk.ids):
                 number = chunk.contents[index]
                 content = contents[number]

@@ -78,6 +78,11 @@ class Topics:
         return f"checkpoints.{self.ray}"
 
     @property
+    def replays(self) -> str:
+        """What replays were asked for, and how far each got."""
+        return f"replays.{self.ray}"
+
+    @property
     def embeddings(self) -> str:
         """The output."""
         return f"embeddings.{self.ray}.{self.version}"
@@ -102,6 +107,9 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
     # Records that are read once by our own stages need to outlive an outage, not the week that is Kafka's default.
     passing = {**size, "retention.ms": str(3 * _DAY_MS)}
 
+    # Small segments, compacted early: who begins reads it whole.
+    latest = {_POLICY: "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1", **theirs}
+
     def plan(name: str, purpose: str, config: dict[str, str] | None = None, *, is_ours: bool = True) -> TopicPlan:
         return TopicPlan(name, settings.partitions, settings.replication, purpose, config or {}, is_ours)
 
@@ -115,12 +123,8 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
         plan(topics.misses, "posts to be encoded", passing),
         plan(topics.backfill_misses, "posts of a backfill to be encoded, after the others", passing),
         plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
-        plan(
-            topics.checkpoints,
-            "how far dedup got",
-            # Small segments, compacted early: a new owner reads it before it can start.
-            {_POLICY: "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1", **theirs},
-        ),
+        plan(topics.checkpoints, "how far dedup got", latest),
+        TopicPlan(topics.replays, 1, settings.replication, "replays, and how far each got", latest),
         plan(topics.embeddings, "embeddings, as users read them", size, is_ours=False),
     ]
 

@@ -100,7 +100,7 @@ def test_numbers_that_come_again_are_no_gap(deaths):
             offset += 1
         last += sent
     assert progress.lookups_offset == offset
-    assert progress.sources["posts", 0].sequence == last
+    assert progress.sources["posts", 0, ""].sequence == last
     with pytest.raises(Fatal, match="missing"):
         progress.after(chunk(last + 2), offset, repeats=True)
 

@@ -22,6 +22,16 @@ SOURCES = [
     Source(topic="posts", partition=3, epoch_ms=1_700_000_000_123, sequence=42),
     Source(topic="more-posts", partition=0, epoch_ms=1_700_000_000_456, sequence=7),
 ]
+REPLAYED = Source(
+    topic="old-posts",
+    partition=1,
+    epoch_ms=1_700_000_000_789,
+    sequence=3,
+    job="posts-2026",
+    ended=True,
+    posts=1_200,
+    hits=1_100,
+)
 MESSAGES = {
     "embedding": Embedding(
         post_id="post-é",
@@ -53,20 +63,23 @@ MESSAGES = {
     "checkpoint": Checkpoint(lookups_offset=123_456_789_012, sources=SOURCES),
 }
 EIGHTHS = np.array([[4, -10, 127], [0, 1, -127]], np.int8)
-# What was added to a format later: records of the first are read as ever.
-SECOND_FORMAT = {
-    "embedding": {"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()},
-    "vectors": {"bits": 8, "vectors": EIGHTHS.tobytes()},
-    "chunk": {"backfill": True},
+# What was added to a format later, step by step: records of the earlier ones are read as ever.
+LATER_FORMATS: dict[str, list[dict[str, object]]] = {
+    "embedding": [{"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()}, {"job": "posts-2026"}],
+    "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}],
+    "chunk": [{"backfill": True}, {"probe": True, "sources": [REPLAYED]}],
+    "checkpoint": [{"sources": [*SOURCES, REPLAYED]}],
 }
 
 
-def second(name: str):
-    """A message of the second format."""
-    message = type(MESSAGES[name]).FromString(MESSAGES[name].SerializeToString())
-    for field, value in SECOND_FORMAT[name].items():
-        setattr(message, field, value)
-    return message
+def formats(name: str):
+    """A message in each of its formats, the first one first."""
+    message = MESSAGES[name]
+    yield message
+    for fields in LATER_FORMATS[name]:
+        kept = {field.name: value for field, value in message.ListFields()}
+        message = type(message)(**{**kept, **fields})
+        yield message
 
 
 def golden(name: str, number: int = 1) -> bytes:
@@ -76,15 +89,14 @@ def golden(name: str, number: int = 1) -> bytes:
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_golden_messages_read_as_ever(name):
-    """Each message of format 1 decodes to the values it was made of, with no field left unknown."""
-    expected = MESSAGES[name]
-    assert type(expected).FromString(golden(name)) == expected
-    if name in SECOND_FORMAT:
-        expected = second(name)
-    decoded = type(expected).FromString(golden(name, 2 if name in SECOND_FORMAT else 1))
-    assert decoded == expected
+    """Each message of each format decodes to the values it was made of, with no field left unknown."""
+    last = MESSAGES[name]
+    for number, expected in enumerate(formats(name), 1):
+        last = type(expected).FromString(golden(name, number))
+        assert last == expected
     # So that a field added to the format is added here too, as another golden message.
-    assert {field.name for field, _ in decoded.ListFields()} == {field.name for field in expected.DESCRIPTOR.fields}
+    for message in (last, *getattr(last, "sources", [])[-1:]):
+        assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
 
 
 @pytest.mark.parametrize("name", ["post-protobuf", "post-json"])
@@ -97,7 +109,7 @@ def test_what_we_write_of_a_golden_checkpoint_is_what_was_read():
     """A checkpoint goes through `Progress` unharmed."""
     progress = Progress.from_bytes(golden("checkpoint"))
     assert progress.lookups_offset == 123_456_789_012
-    assert list(progress.sources) == [("posts", 3), ("more-posts", 0)]
+    assert list(progress.sources) == [("posts", 3, ""), ("more-posts", 0, "")]
     assert Checkpoint.FromString(progress.to_bytes()) == MESSAGES["checkpoint"]
 
 

@@ -81,7 +81,10 @@ def test_progress_follows_each_source_by_itself():
     progress = progress.after(Chunk(sources=[source(2)]), 11)
     progress = progress.after(Chunk(sources=[source(2, partition=1)]), 14)
     assert progress.lookups_offset == 15
-    assert {place: found.sequence for place, found in progress.sources.items()} == {("posts", 0): 2, ("posts", 1): 2}
+    assert {line: found.sequence for line, found in progress.sources.items()} == {
+        ("posts", 0, ""): 2,
+        ("posts", 1, ""): 2,
+    }
     assert Progress.from_bytes(progress.to_bytes()) == progress
 
 
@@ -90,7 +93,7 @@ def test_progress_is_a_value():
     before = Progress().after(Chunk(sources=[source(1)]), 0)
     first, again = (before.after(Chunk(sources=[source(2)]), 1) for _ in range(2))
     assert first == again
-    assert before.sources["posts", 0].sequence == 1
+    assert before.sources["posts", 0, ""].sequence == 1
 
 
 def test_progress_stops_at_a_gap_unless_told_to_go_on():
@@ -98,6 +101,6 @@ def test_progress_stops_at_a_gap_unless_told_to_go_on():
     before = Progress().after(Chunk(sources=[source(1)]), 0)
     with pytest.raises(Fatal, match="expected 2"):
         before.after(Chunk(sources=[source(3)]), 1)
-    assert before.sources["posts", 0].sequence == 1
+    assert before.sources["posts", 0, ""].sequence == 1
     after = before.after(Chunk(sources=[source(3)]), 1, accept_gaps=True)
     assert after.after(Chunk(sources=[source(4)]), 2).lookups_offset == 3

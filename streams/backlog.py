@@ -1,0 +1,116 @@
+"""What a replay has sent and the stages have not done yet, asked of the brokers: what its pace follows."""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from schemas.chunk import Place
+from schemas.errors import Retry
+from streams import clients
+from streams.checkpoint import parse_checkpoint, read_progress
+from streams.line import Line
+from streams.settings import Settings
+from streams.topics import Topics
+
+ASK_S = 5.0
+"""For one answer of the brokers."""
+_AT_ONCE = 1_000
+_AWAIT_S = 0.2
+
+
+class Backlog:
+    """Of the lane `backfill`: how far dedup got in `lookups`, and encode in the misses. For one thread."""
+
+    def __init__(self, settings: Settings, topics: Topics, job: str) -> None:
+        """Raises Retry if the brokers do not answer."""
+        self._settings, self._topics, self._job = settings, topics, job
+        self._partitions = range(settings.partitions)
+        with ExitStack() as held:
+            self._reader = held.enter_context(closing(clients.reader(settings)))
+            self._follower = held.enter_context(closing(clients.reader(settings)))
+            self._group = held.enter_context(
+                closing(clients.consumer(settings, f"manyray.encode.{topics.ray}.backfill"))
+            )
+            places = [
+                TopicPartition(topics.checkpoints, at, self._ends(topics.checkpoints)[at]) for at in self._partitions
+            ]
+            self._follower.assign(places)  # before they are read: none is missed
+            self._progress = {at: read_progress(settings, topics.checkpoints, at) for at in self._partitions}
+            self._held = held.pop_all()
+
+    def close(self) -> None:
+        """Stop asking."""
+        self._held.close()
+
+    def take(self, wait_s: float) -> None:
+        """Take what dedup has told meanwhile, waiting at most so long for some."""
+        for message in self._follower.consume(_AT_ONCE, wait_s):
+            if message.error() is None and (progress := parse_checkpoint(message)) is not None:
+                self._progress[message.partition() or 0] = progress
+
+    def is_looked_up(self, lines: Mapping[Place, Line]) -> bool:
+        """Whether dedup has told that it looked up all chunks of the job's lines."""
+        for (topic, number), line in lines.items():
+            for at, sequence in enumerate(line.sequences):
+                seen = self._progress[at].sources.get((topic, number, self._job))
+                if sequence and not (seen and (seen.epoch_ms, seen.sequence) >= (line.epoch_ms, sequence)):
+                    return False
+        return True
+
+    def await_all(self, stop: threading.Event) -> None:
+        """Wait until all that is in `lookups` and in the misses now is looked up and encoded.
+
+        Raises:
+            Retry: `stop` was set, or the brokers did not answer.
+        """
+        self._await(self._topics.lookups, self._looked_up, stop)
+        self._await(self._topics.backfill_misses, self.encoded, stop)
+
+    def misses_waiting(self) -> int:
+        """About how many records of the backfill's misses are not encoded."""
+        encoded = self.encoded()
+        return sum(max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses).items())
+
+    def _looked_up(self) -> dict[int, int]:
+        self.take(0.0)
+        return {at: progress.lookups_offset for at, progress in self._progress.items()}
+
+    def _await(self, topic: str, done: Callable[[], dict[int, int]], stop: threading.Event) -> None:
+        left = self._ends(topic)
+        while left:
+            offsets = done()
+            for at in [at for at, end in left.items() if self._is_past(TopicPartition(topic, at, offsets[at]), end)]:
+                del left[at]
+            if left and stop.wait(_AWAIT_S):
+                raise Retry(f"{topic} was not waited for to its end")
+
+    def _is_past(self, place: TopicPartition, end: int) -> bool:
+        """Whether no record lies from a place on before the end; markers of transactions may."""
+        if place.offset >= end:
+            return True
+        first, is_record = clients.first_from(self._reader, place, timeout_s=ASK_S)
+        return not is_record or first >= end
+
+    def tally(self) -> tuple[int, int]:
+        """Posts of the job that were looked up until `looked_up` was called last, and the hits among them."""
+        mine = [
+            source
+            for progress in self._progress.values()
+            for source in progress.sources.values()
+            if source.job == self._job
+        ]
+        return sum(source.posts for source in mine), sum(source.hits for source in mine)
+
+    def encoded(self) -> dict[int, int]:
+        """The next offset of each partition of the backfill's misses that is to be encoded."""
+        asked = [TopicPartition(self._topics.backfill_misses, at) for at in self._partitions]
+        try:
+            found = self._group.committed(asked, ASK_S)
+        except KafkaException as error:
+            raise Retry(f"how far encode got in {self._topics.backfill_misses}: {error.args[0].str()}") from None
+        return {one.partition: max(0, one.offset) for one in found}
+
+    def _ends(self, topic: str) -> dict[int, int]:
+        return {at: clients.watermarks(self._reader, topic, at, timeout_s=ASK_S)[1] for at in self._partitions}

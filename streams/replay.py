@@ -1,0 +1,237 @@
+"""A replay: records of fixed ranges of a topic, through the code of ingest, into the lane `backfill`.
+
+What it sends and how far it got are one transaction, so whoever goes on after it begins exactly there. It has few
+transactions in flight, and so few misses waiting, that live posts do not wait long behind its own.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Self
+
+import msgspec
+
+from schemas.chunk import Place
+from schemas.content import fingerprinter
+from schemas.errors import Fatal
+from schemas.internal_pb2 import Chunk, Source
+from streams import clock
+from streams.attempts import keep_going, with_retries
+from streams.backlog import Backlog
+from streams.compacted import Latest
+from streams.failpoints import reach
+from streams.filtering import compile_filter
+from streams.ingest import send_batch, sort_posts
+from streams.jobs import ASKED, DONE, Counts, Done, Job, done_of, job_of
+from streams.line import Line
+from streams.metrics import Metrics
+from streams.pace import Pace
+from streams.packing import Packer
+from streams.ranges import READ_S, Ranges, Read
+from streams.settings import Settings
+from streams.topics import Topics
+from streams.transactions import StageProducer
+
+_log = logging.getLogger("manyray.replay")
+
+IN_FLIGHT_MAX = 2
+"""Transactions that dedup has not looked up."""
+MISSES_MAX = 1_000
+"""Records of a backfill's misses that wait for the encoder, about; of each up to 100 posts."""
+TELL_S = 5.0
+"""How often it says that it is at work, where it has nothing to send."""
+ASK_MISSES_S = 0.2
+_WAIT_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A transaction in flight."""
+
+    posts: int
+    at_s: float
+    lines: dict[Place, Line]
+
+
+class Replay:
+    """One process's run of a job. Used by one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        metrics: Metrics,
+        job: Job,
+        *,
+        source: Ranges,
+        stop: threading.Event,
+        on_done: Callable[[Done], object] = lambda _: None,
+    ) -> None:
+        """`source` gives the job's records, and is closed with it; `on_done` is told after each step how far it got.
+
+        Raises:
+            Retry: the brokers do not answer.
+        """
+        self.job = job
+        self.done = Done({}, 0)
+        self._source = source
+        self._settings, self._topics, self._metrics, self._stop, self._on_done = (
+            settings,
+            topics,
+            metrics,
+            stop,
+            on_done,
+        )
+        fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
+        self._packer = Packer(
+            fingerprint, settings.partitions, settings.chunk_posts_max, is_backfill=True, job=job.name
+        )
+        self._tells_rejected = job.topic not in topics.all_posts
+        """What came through ingest before was rejected there."""
+        self._is_wanted = compile_filter(job.filter) if job.filter else None
+        self._ranges = {each.partition: each for each in job.ranges}
+        self._lines: dict[Place, Line] = {}
+        self._in_flight: deque[Sent] = deque()
+        self._pace = Pace(job.rate)
+        self._epoch_ms = 0
+        self._misses_due_s = self._told_s = 0.0
+        self._is_behind = False
+        self._producer = StageProducer.create(settings, f"manyray.replay.{topics.ray}.{job.name}", metrics, stop)
+        with ExitStack() as held:
+            held.callback(source.close)
+            self._asked = held.enter_context(closing(Latest(settings, topics.replays)))
+            self._backlog = held.enter_context(closing(Backlog(settings, topics, job.name)))
+            held.callback(self._producer.close)
+            self._held = held.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def run(self) -> None:
+        """Send what is left, and wait until all of it has come out, or `stop` is set.
+
+        Raises:
+            Fatal: it cannot go on, or another process has taken the job over.
+        """
+        with_retries(self.recover, self._stop)
+        running = threading.Event()  # set at a stop, or when there is nothing more to be sent
+
+        def step() -> bool:
+            sent = self.step()
+            if self._stop.is_set() or self.done.ended or not self._left():
+                running.set()
+            return sent
+
+        if not self.done.ended and self._left():
+            keep_going(step, self.recover, running)
+        if not self._stop.is_set() and not self.done.ended:
+            with_retries(self._end, self._stop, self.recover)
+
+    def step(self) -> bool:
+        """Send a batch, or wait for a moment; says whether something was committed.
+
+        Raises:
+            Retry: it was not committed, or that is unknown: `recover`.
+            Fatal: it cannot go on.
+        """
+        self._asked.take()
+        self.job = job_of(self._asked[ASKED + self.job.name])
+        self._pace.rate = self.job.rate
+        if self.job.order == "cancel":
+            self._end()
+            return True
+        self._look()
+        posts, wait_s = self._pace.next(clock.monotonic_s())
+        is_held = self.job.order == "pause" or len(self._in_flight) >= IN_FLIGHT_MAX or self._is_behind
+        if is_held or not posts:
+            self._backlog.take(_WAIT_S if is_held else min(wait_s, READ_S))
+            if clock.monotonic_s() - self._told_s > TELL_S:
+                self._send(Read([], self.done.next_offsets))
+                return True
+            return False
+        read = self._source.read(posts)
+        if read.next_offsets == self.done.next_offsets:
+            return False
+        self._send(read)
+        return True
+
+    def recover(self) -> None:
+        """Take the job over from whoever had it, and go on where it was committed."""
+        self._producer.open()
+        self._asked.catch_up()
+        found = self._asked.get(ASKED + self.job.name)
+        if found is None:
+            raise Fatal(f"there is no replay {self.job.name}: see `manyray jobs`")
+        self.job = job_of(found)
+        self.done = done_of(self._asked.get(DONE + self.job.name), self.job)
+        self._epoch_ms = max(clock.now_ms(), self.done.epoch_ms + 1)  # of lines that are this process's alone
+        self._lines.clear()
+        self._in_flight.clear()
+        self._source.go_to(self.done.next_offsets)
+
+    def _left(self) -> list[int]:
+        """The partitions that are not read to the end of their range."""
+        return [at for at, each in self._ranges.items() if self.done.next_offsets[at] < each.end]
+
+    def _look(self) -> None:
+        """See what came back, and what waits."""
+        now_s = clock.monotonic_s()
+        self._backlog.take(0.0)
+        while self._in_flight and self._backlog.is_looked_up(self._in_flight[0].lines):
+            first = self._in_flight.popleft()
+            self._pace.came_back(first.posts, now_s - first.at_s)
+        if now_s >= self._misses_due_s:
+            self._misses_due_s = now_s + ASK_MISSES_S
+            self._is_behind = self._backlog.misses_waiting() > MISSES_MAX
+
+    def _send(self, read: Read) -> None:
+        """One transaction: the chunks of the records, what is bad, and how far that is."""
+        now_ms, now_s = clock.now_ms(), clock.monotonic_s()
+        there = [message for message in read.records if message.value() is not None]
+        kept = [message for message in there if self._is_wanted(message)] if self._is_wanted else there
+        batch = sort_posts(kept, {self.job.topic: self._packer}, self._settings.text_bytes_max)
+        bad = len(batch.rejected)
+        if not self._tells_rejected:
+            batch.rejected.clear()
+        counts = Counts(len(kept) - bad, bad, len(read.records) - len(there), len(there) - len(kept), read.gone)
+        posts, hits = self._backlog.tally()
+        done = Done(read.next_offsets, now_ms, self._epoch_ms, self.done.counts + counts, hits, posts - hits)
+        begun = Line.begin(self._epoch_ms, self._settings.partitions)
+        lines = {source: self._lines.get(source, begun) for source in batch.next_offsets}
+        self._producer.begin()
+        lines = send_batch(batch, lines, self._producer, self._topics, self._metrics)
+        self._commit(done)
+        self._lines.update(lines)
+        self._pace.sent(len(read.records), now_s)
+        if batch.chunks:
+            self._in_flight.append(Sent(counts.posts, now_s, lines))
+
+    def _end(self) -> None:
+        """Once all that was sent has come out, end the job's lines, and the job."""
+        self._backlog.await_all(self._stop)
+        posts, hits = self._backlog.tally()
+        done = msgspec.structs.replace(self.done, told_ms=clock.now_ms(), hits=hits, misses=posts - hits, ended=True)
+        last = Chunk(
+            version=self._topics.version,
+            sources=[Source(topic=self.job.topic, partition=at, job=self.job.name, ended=True) for at in self._ranges],
+            backfill=True,
+        ).SerializeToString()
+        self._producer.begin()
+        for partition in range(self._settings.partitions):
+            self._producer.produce(self._topics.lookups, last, partition=partition)
+        self._commit(done)
+
+    def _commit(self, done: Done) -> None:
+        reach("replay.sent")
+        self._producer.settle()
+        key = (DONE + self.job.name).encode()
+        self._producer.produce(self._topics.replays, msgspec.json.encode(done), key=key, partition=0)
+        self._producer.commit()
+        self.done, self._told_s = done, clock.monotonic_s()
+        self._on_done(done)

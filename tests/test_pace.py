@@ -1,0 +1,52 @@
+"""Laws of how fast a replay goes."""
+
+import pytest
+
+from streams.pace import BURST_S, POSTS_MAX, POSTS_MIN, ROUND_TRIP_S, Pace
+
+
+def test_transactions_grow_while_the_stages_are_quick():
+    """Up to a bound; and only where as much was in flight: little that is quick tells nothing of more."""
+    pace = Pace()
+    for _ in range(100):
+        pace.came_back(pace.posts, ROUND_TRIP_S / 2)
+    assert pace.next(0.0) == (POSTS_MAX, 0.0)
+    pace = Pace()
+    pace.came_back(1, ROUND_TRIP_S / 2)
+    assert pace.posts == POSTS_MIN
+
+
+@pytest.mark.parametrize("factor", [1.25, 2.0, 100.0])
+def test_transactions_shrink_by_as_much_as_they_are_late(factor: float):
+    """At most by half, and to a bound."""
+    pace = Pace(posts=10_000)
+    pace.came_back(10_000, ROUND_TRIP_S * factor)
+    assert pace.posts == max(5_000, int(10_000 / factor))
+    for _ in range(100):
+        pace.came_back(pace.posts, ROUND_TRIP_S * factor)
+    assert pace.posts == POSTS_MIN
+
+
+@pytest.mark.parametrize("rate", [0.5, 7.0, 1_000.0, 90_000.0])
+def test_no_more_is_sent_than_the_rate_allows(rate: float):
+    """In any span of time so many posts as it has, and those of one burst."""
+    pace, now_s, sent = Pace(rate, posts=POSTS_MAX), 100.0, 0
+    while now_s < 130.0:
+        posts, wait_s = pace.next(now_s)
+        assert posts or wait_s > 0
+        sent += posts
+        pace.sent(posts, now_s)
+        now_s += max(wait_s, 0.001)
+    assert sent <= rate * (30.0 + 2 * BURST_S) + 1
+    assert sent >= min(rate, POSTS_MAX / BURST_S) * 30.0 * 0.9 - 1
+
+
+def test_what_was_not_sent_in_time_is_not_made_good():
+    """After a pause of an hour it goes on at its rate."""
+    pace = Pace(100.0, posts=POSTS_MAX)
+    pace.sent(20, 0.0)
+    pace.sent(20, 3_600.0)
+    posts, wait_s = pace.next(3_600.0)
+    assert (posts, wait_s) == (20, 0.0)
+    pace.sent(20, 3_600.0)
+    assert pace.next(3_600.0)[0] == 0
