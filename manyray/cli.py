@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Protocol, cast
 
 import typer
 
+from manyray.cli_jobs import WIDTH_PIPED, jobs_app, replay
 from manyray.flags import BadUsage, with_settings
+from manyray.signals import stop_on_signals
 from schemas.errors import ManyrayError, Retry
 from streams.ending import end_process
 from streams.handover import ROLE_STOP_S
@@ -28,8 +28,8 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(help="The topics of the pipeline: create, list or check them.")
 app.add_typer(topics_app, name="topics")
-jobs_app = typer.Typer(help="The replays of a ray: list them, or change one.")
 app.add_typer(jobs_app, name="jobs")
+app.command()(replay)
 
 # ClickException, of click itself or of the copy of it that newer Typers carry.
 _CLICK_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
@@ -39,8 +39,6 @@ _CLICK_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 Format = Literal["lines", "jsonl", "csv", "tsv", "parquet"]
 Start = Literal["earliest", "latest"]
 
-_WIDTH_PIPED = 200  # columns; a pipe has no width of its own
-
 
 class Role(Protocol):
     """What runs one role in this process."""
@@ -48,27 +46,6 @@ class Role(Protocol):
     def __call__(self, settings: Settings, stop: threading.Event) -> None:
         """Run until `stop` is set."""
         ...
-
-
-@contextmanager
-def stop_on_signals() -> Generator[threading.Event]:
-    """An event that the first SIGINT, SIGTERM or SIGHUP sets; a second one interrupts whatever is then being done."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-        numbers.append(signal.SIGHUP)
-    old = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _end_at_last(told: int) -> None:
@@ -223,99 +200,6 @@ def tail(
     tail_ray(settings, ray, start=start, limit=limit, as_json=as_json, group=group)
 
 
-@app.command()
-@with_settings
-def replay(
-    settings: Settings,
-    topic: Annotated[str, typer.Argument(help="topic of posts, which need not be one of posts_topics")],
-    *,
-    ray: Annotated[str | None, typer.Option(help="such as textray, or textray@VERSION; that of the settings")] = None,
-    start: Annotated[
-        str, typer.Option("--from", help="beginning, a time, 12h (ago), or offsets 0:1200,1:1180")
-    ] = "beginning",
-    end: Annotated[str, typer.Option("--to", help="the same, or now: what is written later is not part of it")] = "now",
-    rate: Annotated[
-        float | None, typer.Option(min=0.1, help="most posts a second; as many as live posts allow")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="of the job; made of topic and time if not given")] = None,
-) -> None:
-    """Send a range of a topic's posts through the pipeline, after live ones; stopped in any way, it can be resumed."""
-    from manyray.replaying import begin_replay, run_replay
-
-    with stop_on_signals() as stop:
-        job = begin_replay(settings, topic, ray=ray or settings.ray, start=start, end=end, rate=rate, name=name)
-        typer.echo(run_replay(settings, job.name, stop))
-
-
-@jobs_app.callback(invoke_without_command=True)
-def jobs(context: typer.Context) -> None:
-    """The replays of a ray: list them, or change one."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@jobs_app.command("list")
-@with_settings
-def list_jobs(settings: Settings) -> None:
-    """List the replays: how each is, and how far it got."""
-    from rich.console import Console
-
-    from manyray.replaying import jobs_table
-
-    Console(width=None if sys.stdout.isatty() else _WIDTH_PIPED).print(jobs_table(settings))
-
-
-@jobs_app.command()
-@with_settings
-def resume(settings: Settings, name: Annotated[str, typer.Argument(help="of the job")]) -> None:
-    """Let a replay go on that was paused or stopped: in its process, or if that is gone in this one."""
-    from manyray.replaying import go_on
-
-    with stop_on_signals() as stop:
-        typer.echo(go_on(settings, name, "run", stop))
-
-
-@jobs_app.command()
-@with_settings
-def pause(settings: Settings, name: Annotated[str, typer.Argument(help="of the job")]) -> None:
-    """Let a replay pause; its process waits until it is resumed."""
-    from manyray.replaying import change_job
-
-    typer.echo(change_job(settings, name, order="pause"))
-
-
-@jobs_app.command("rate")
-@with_settings
-def set_rate(
-    settings: Settings,
-    name: Annotated[str, typer.Argument(help="of the job")],
-    rate: Annotated[float, typer.Argument(min=0, help="most posts a second; 0 for as many as live posts allow")],
-) -> None:
-    """Change how fast a replay may go, while it runs."""
-    from manyray.replaying import change_job
-
-    typer.echo(change_job(settings, name, rate=rate or None))
-
-
-@jobs_app.command()
-@with_settings
-def cancel(settings: Settings, name: Annotated[str, typer.Argument(help="of the job")]) -> None:
-    """End a replay where it is: what it has sent comes out."""
-    from manyray.replaying import go_on
-
-    with stop_on_signals() as stop:
-        typer.echo(go_on(settings, name, "cancel", stop))
-
-
-@jobs_app.command()
-@with_settings
-def forget(settings: Settings, name: Annotated[str, typer.Argument(help="of the job")]) -> None:
-    """Forget a replay that has ended."""
-    from manyray.replaying import forget_job
-
-    typer.echo(forget_job(settings, name))
-
-
 @topics_app.command()
 @with_settings
 def create(settings: Settings) -> None:
@@ -336,7 +220,7 @@ def list_(settings: Settings) -> None:
     from manyray.topic_table import topic_table
     from streams.version import version_of
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_PIPED)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_PIPED)
     console.print(topic_table(settings, version_of(settings)))
 
 

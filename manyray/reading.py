@@ -42,11 +42,21 @@ class PostFile:
     """
 
     def __init__(
-        self, name: str, file: BinaryIO, layout: Format, id_field: str | None = "id", text_field: str = "text"
+        self,
+        name: str,
+        file: BinaryIO,
+        layout: Format,
+        id_field: str | None = "id",
+        text_field: str = "text",
+        *,
+        all_fields: bool = False,
     ) -> None:
         """Use `open_posts`."""
         self.name = name
         self.bytes_read = 0
+        self.row: dict[Any, Any] = {}
+        """The fields of the last row, of Parquet id and text alone unless `all_fields`; none of a plain line."""
+        self._all_fields = all_fields
         self._file = file
         self._layout: Format = layout
         self._id_field = id_field
@@ -127,7 +137,9 @@ class PostFile:
             raise Fatal("Parquet needs pyarrow: pip install 'manyray[parquet]'") from None
         try:
             opened = parquet.ParquetFile(self._file)
-            columns = [name for name in (self._id_field or "id", self._text_field) if name in opened.schema_arrow.names]
+            names = opened.schema_arrow.names
+            columns = [name for name in (self._id_field or "id", self._text_field) if name in names]
+            columns = None if self._all_fields else columns
             rows, number = opened.metadata.num_rows, 0
             size = self._file.seek(0, 2)
             for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
@@ -143,6 +155,7 @@ class PostFile:
         return f"{self._stem}-{number}"
 
     def _post(self, number: int, row: dict[Any, Any]) -> Post:
+        self.row = row
         id_field = self._id_field or "id"
         if self._id_field is None and id_field not in row:
             row = {**row, id_field: self._numbered(number)}
@@ -165,12 +178,17 @@ class PostFile:
 
 @contextmanager
 def open_posts(
-    path: str, layout: Format | None = None, id_field: str | None = "id", text_field: str = "text"
+    path: str,
+    layout: Format | None = None,
+    id_field: str | None = "id",
+    text_field: str = "text",
+    *,
+    all_fields: bool = False,
 ) -> Generator[tuple[PostFile, int | None]]:
     """The posts of a file, or of stdin for `-`, and its size in bytes (None for stdin and pipes).
 
     The format is `layout`, else what the file name's suffix says (.jsonl, .ndjson, .csv, .tsv, .parquet), else plain
-    lines.
+    lines. `all_fields`: as `PostFile.row`.
 
     Raises:
         Fatal: the file cannot be read.
@@ -186,4 +204,4 @@ def open_posts(
         raise Fatal(f"{path} cannot be read: {error.strerror}") from None
     with opened:
         size = file.stat().st_size if file.is_file() else None
-        yield PostFile(file.name, opened, layout, id_field, text_field), size
+        yield PostFile(file.name, opened, layout, id_field, text_field, all_fields=all_fields), size

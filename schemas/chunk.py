@@ -35,6 +35,8 @@ class ChunkBuilder:
     is_backfill: bool = False
     job: str = ""
     """The replay that its posts are of; empty for posts as they come."""
+    share: float = 0.0
+    """Of the encoder's time, which its misses may take at most; 0 for all of it."""
     size_bytes: int = 0
     """About the size of the chunk when serialised, its sources (up to 300 bytes each) not counted."""
 
@@ -79,6 +81,7 @@ class ChunkBuilder:
             offsets=self.offsets,
             posted_ms=self.posted_ms,
             backfill=self.is_backfill,
+            share=self.share,
         )
 
 
@@ -120,7 +123,8 @@ def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> 
 
 def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
     """A chunk of some of a chunk's posts, by index; contents they share are in it once."""
-    builder = ChunkBuilder(is_backfill=chunk.backfill, job=chunk.sources[0].job if chunk.sources else "")
+    job = chunk.sources[0].job if chunk.sources else ""
+    builder = ChunkBuilder(is_backfill=chunk.backfill, job=job, share=chunk.share)
     sources = [(source.topic, source.partition) for source in chunk.sources]
     for post in posts:
         content = chunk.contents[post]

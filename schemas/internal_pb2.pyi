@@ -27,7 +27,7 @@ class Source(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., epoch_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., job: _Optional[str] = ..., ended: _Optional[bool] = ..., posts: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe")
+    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe", "share")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Chunk(_message.Message):
     POSTED_MS_FIELD_NUMBER: _ClassVar[int]
     BACKFILL_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     version: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     fingerprints: bytes
@@ -50,7 +51,8 @@ class Chunk(_message.Message):
     posted_ms: _containers.RepeatedScalarFieldContainer[int]
     backfill: bool
     probe: bool
-    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ...) -> None: ...
+    share: float
+    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Vectors(_message.Message):
     __slots__ = ("version", "dims", "fingerprints", "vectors", "bits")

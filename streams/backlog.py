@@ -68,10 +68,11 @@ class Backlog:
         self._await(self._topics.lookups, self._looked_up, stop)
         self._await(self._topics.backfill_misses, self.encoded, stop)
 
-    def misses_waiting(self) -> int:
-        """About how many records of the backfill's misses are not encoded."""
+    def misses(self) -> tuple[int, int]:
+        """About how many records of the backfill's misses wait for the encoder, and how many it has taken in all."""
         encoded = self.encoded()
-        return sum(max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses).items())
+        waiting = sum(max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses).items())
+        return waiting, sum(encoded.values())
 
     def _looked_up(self) -> dict[int, int]:
         self.take(0.0)

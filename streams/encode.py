@@ -177,7 +177,7 @@ class Encode:
         """Read a chunk of each lane that has room; wait for one, or for a window, where none has come."""
         open_lanes = [lane for lane in self.lanes if not self._is_full(lane)]
         if not open_lanes:
-            wait([lane.in_flight[0].future for lane in self.lanes], _IDLE_WAIT_S, FIRST_COMPLETED)
+            wait([lane.in_flight[0].future for lane in self.lanes if lane.in_flight], _IDLE_WAIT_S, FIRST_COMPLETED)
             return
         is_busy = any(lane.in_flight or lane.window.chunks for lane in self.lanes)
         wait_s = 0.0 if self._is_flowing else min(self._wait_s, _BUSY_WAIT_S) if is_busy else _IDLE_WAIT_S
@@ -275,7 +275,7 @@ class Encode:
         self._unsure = True  # whatever ends this, until it is forgotten it may be there already
         self._publish(lane, done, lane.suspicions.after(done.window))
         lane.in_flight.popleft()
-        lane.published_s = clock.monotonic_s()
+        lane.published(done.window, done.future.result().encode_s, self._settings.stall_timeout_s / 2)
         self._unsure = False
 
     def _publish(self, lane: MissLane, done: Submitted, left: Mapping[Place, Suspicion | None]) -> None:

@@ -14,8 +14,8 @@ FINGERPRINT_BYTES = 16
 class Sampled:
     """What was read of a range: offsets covered, and what became of the records on them.
 
-    contents: how many posts of the sample had each of its distinct contents. hits: posts of it that tables hold, None
-    where nobody said so. tokens, vector_bytes: means, of a distinct content and of a vector.
+    contents: how many posts of the sample had each of its distinct contents. cached: how many of these the tables
+    hold, None where nobody said so. tokens: of a distinct content, on average. post_bytes: of a post's id and content.
     """
 
     offsets: int
@@ -24,7 +24,7 @@ class Sampled:
     tombstones: int
     filtered: int
     contents: tuple[int, ...]
-    hits: int | None
+    cached: int | None
     tokens: float
     post_bytes: float
     vector_bytes: int
@@ -32,14 +32,18 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of a whole range. misses: distinct contents that are to be computed; at most `distinct` of them."""
+    """Of a whole range. misses: distinct contents that are to be computed. bytes_written: on all topics, before
+    compression and replicas.
+    """
 
     posts: int
     rejected: int
     tombstones: int
     filtered: int
     distinct: int
-    hits: int | None
+    distinct_min: int
+    distinct_max: int
+    cached: int | None
     misses: int
     tokens: int
     bytes_written: int
@@ -53,32 +57,50 @@ def estimate(sampled: Sampled, offsets: int) -> Estimate:
     """Scale a sample up to a range of so many offsets."""
     scale = offsets / sampled.offsets if sampled.offsets else 0.0
     posts = round(sampled.posts * scale)
-    distinct = distinct_of(sampled.contents, posts)
-    cached = 0.0 if not sampled.hits else sampled.hits / sampled.posts
-    misses = round(distinct * (1 - cached))
+    least, distinct, most = distinct_of(sampled.contents, posts)
+    cached = round(distinct * (sampled.cached or 0) / max(1, len(sampled.contents)))
+    misses = distinct - cached
     vectors = misses * (sampled.vector_bytes + FINGERPRINT_BYTES)
+    passing = posts * sampled.post_bytes + misses * sampled.post_bytes  # through `lookups`, and through the misses
     return Estimate(
         posts,
         round(sampled.rejected * scale),
         round(sampled.tombstones * scale),
         round(sampled.filtered * scale),
         distinct,
-        None if sampled.hits is None else round(posts * cached),
+        least,
+        most,
+        None if sampled.cached is None else cached,
         misses,
         round(misses * sampled.tokens),
-        vectors + round(posts * (sampled.vector_bytes + EMBEDDING_BYTES + sampled.post_bytes)),
+        vectors + round(posts * (sampled.vector_bytes + EMBEDDING_BYTES) + passing),
     )
 
 
-def distinct_of(contents: Iterable[int], posts: int) -> int:
-    """How many distinct contents so many posts have, given how often each of a sample was in it.
+def distinct_of(contents: Iterable[int], posts: int) -> tuple[int, int, int]:
+    """How many distinct contents so many posts have, given how often each of a sample was in it: the least, a guess,
+    and the most.
 
-    GEE (Charikar et al. 2000, "Towards estimation error guarantees for distinct values"): contents that were met once
-    count for sqrt(posts / sampled) each. No estimate from a sample is within that factor for every data (ibid.).
+    HYBGEE (Charikar et al. 2000, "Towards estimation error guarantees for distinct values"): where a chi-squared test
+    finds no skew, Duj1 (Haas and Stokes 1998), else GEE. Bounds as in the first. No estimate from a sample is good for
+    all data (ibid.): it cannot tell whether what it met once is rare or unique.
     """
     often = Counter(contents)
     sampled = sum(count * times for count, times in often.items())
     if not sampled:
-        return 0
-    once = often.pop(1, 0)
-    return min(posts, round(math.sqrt(max(1.0, posts / sampled)) * once + often.total()))
+        return 0, 0, 0
+    distinct, once, scale = often.total(), often[1], max(1.0, posts / sampled)
+    most = distinct - once + scale * once
+    mean = sampled / distinct
+    spread = sum(times * (count - mean) ** 2 for count, times in often.items()) / mean
+    is_skewed = spread > _chi_squared(distinct - 1)
+    guess = (
+        distinct - once + math.sqrt(scale) * once if is_skewed else sampled * distinct / (sampled - once + once / scale)
+    )
+    return distinct, min(posts, round(guess)), min(posts, round(most))
+
+
+def _chi_squared(freedom: int) -> float:
+    """The 97.5 % quantile, by Wilson and Hilferty (1931)."""
+    part = 2 / (9 * max(1, freedom))
+    return freedom * (1 - part + 1.96 * math.sqrt(part)) ** 3

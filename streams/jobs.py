@@ -31,10 +31,21 @@ class Range(msgspec.Struct, frozen=True):
     end: int
 
 
+class Files(msgspec.Struct, frozen=True):
+    """Files of posts, each in the place of a partition: as they were when the job began, and how they are read."""
+
+    paths: tuple[str, ...]
+    sizes_bytes: tuple[int, ...]
+    layout: str | None
+    id_field: str | None
+    text_field: str
+
+
 class Job(msgspec.Struct, frozen=True):
     """A replay as it was asked for: the ranges never change, `order`, `rate` and `share` may while it runs.
 
-    rate: posts a second, none for as fast as it goes. share: of the encoder's time, in (0, 1].
+    topic: `file:` and a name, which no topic can have, if it is of files. rate: posts a second, none for as fast as it
+    goes. share: of the encoder's time, in (0, 1]. filter: as `compile_filter` takes it.
     """
 
     name: str
@@ -46,6 +57,7 @@ class Job(msgspec.Struct, frozen=True):
     share: float | None = None
     filter: str = ""
     order: Order = "run"
+    files: Files | None = None
 
     @property
     def offsets(self) -> int:

@@ -1,10 +1,15 @@
 """How fast a replay may go: by the rate asked for, and by how long the stages take for what they have. Pure."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 ROUND_TRIP_S = 0.25
 """What the stages take for what a replay has in flight, at most: posts as they come wait behind it."""
 POSTS_MIN, POSTS_MAX = 200, 20_000
+WAITING_MIN = 20
+"""Records of misses, of up to 100 posts each, that may wait for the encoder whatever its speed."""
+WAITING_S = 5.0
+"""Of its work, what may wait for the encoder: it never runs dry, and a pause is soon felt."""
 BURST_S = 0.2
 """Of a rate, what is sent at once."""
 
@@ -30,6 +35,10 @@ class Pace:
         elif posts >= self.posts // 2:  # else nothing was tried
             self.posts = min(POSTS_MAX, self.posts * 5 // 4)
 
+    def held_up(self) -> None:
+        """Note that the encoder has enough to do for now."""
+        self.posts = max(POSTS_MIN, self.posts // 2)
+
     def next(self, now_s: float) -> tuple[int, float]:
         """How many posts may be sent now, and how long to wait first if none may."""
         if self.rate is None:
@@ -42,3 +51,19 @@ class Pace:
         """Note what was sent; what was not sent in time is not made good."""
         if self.rate is not None:
             self._due_s = max(self._due_s, now_s - BURST_S) + posts / self.rate
+
+
+@dataclass(slots=True)
+class Cushion:
+    """How many records of misses may wait for the encoder, by how many it took within the last `WAITING_S`."""
+
+    _seen: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+
+    def most(self, encoded: int, now_s: float) -> int:
+        """The most that may wait, now that it has taken so many in all."""
+        self._seen.append((now_s, encoded))
+        while len(self._seen) > 2 and now_s - self._seen[1][0] >= WAITING_S:
+            self._seen.popleft()
+        since_s, before = self._seen[0]
+        seconds = max(now_s - since_s, WAITING_S)
+        return max(WAITING_MIN, int((encoded - before) * WAITING_S / seconds))

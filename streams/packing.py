@@ -25,6 +25,8 @@ class Packer:
     is_backfill: bool = False
     job: str = ""
     """The replay that the posts are of; empty for posts as they come."""
+    share: float = 0.0
+    """Of the encoder's time, which the misses may take at most; 0 for all of it."""
     contents: int = 0
     """How many were normalised so far."""
     full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
@@ -56,7 +58,7 @@ class Packer:
         partition = partition_of(fingerprint, self.partitions)
         builder = self._open.get(partition)
         if builder is None:
-            builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill, job=self.job)
+            builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill, job=self.job, share=self.share)
         return partition, builder, builder.add_content(fingerprint, content)
 
     def _close(self, partition: int) -> None:

@@ -1,7 +1,7 @@
-"""How many posts of a sample the tables hold: asked of dedup itself, by chunks whose hits are only counted."""
+"""How many contents of a sample the tables hold: asked of dedup itself, by chunks whose hits are only counted."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection
 from contextlib import closing
 
 from schemas.content import partition_of
@@ -19,15 +19,15 @@ ANSWER_S = 15.0
 """For dedup to answer: where none runs, nothing is known."""
 
 
-def count_hits(settings: Settings, topics: Topics, posts: Mapping[bytes, int]) -> int | None:
-    """How many of the posts, so many of each fingerprint, the tables hold; None where no dedup answers.
+def count_hits(settings: Settings, topics: Topics, fingerprints: Collection[bytes]) -> int | None:
+    """Of how many of these distinct contents the tables hold the vector; None where no dedup answers.
 
     Raises:
         Retry: the brokers did not answer in time.
     """
     name = f"probe-{clock.random_id()}"
     by_partition: dict[int, list[bytes]] = {}
-    for fingerprint in posts:
+    for fingerprint in fingerprints:
         by_partition.setdefault(partition_of(fingerprint, settings.partitions), []).append(fingerprint)
     stop = threading.Event()
     begun = Line.begin(clock.now_ms(), settings.partitions)
@@ -38,8 +38,8 @@ def count_hits(settings: Settings, topics: Topics, posts: Mapping[bytes, int]) -
         with_retries(producer.open, stop)
         sent = {(name, 0): begun.after([int(at in by_partition) for at in range(settings.partitions)])}
         producer.begin()
-        for partition, fingerprints in by_partition.items():
-            chunk = _chunk(topics, fingerprints, posts)
+        for partition, its in by_partition.items():
+            chunk = _chunk(topics, its)
             chunk.sources.append(Source(topic=name, partition=0, epoch_ms=begun.epoch_ms, sequence=1, job=name))
             producer.produce(topics.lookups, chunk.SerializeToString(), partition=partition)
         producer.commit()
@@ -56,15 +56,14 @@ def count_hits(settings: Settings, topics: Topics, posts: Mapping[bytes, int]) -
     return hits
 
 
-def _chunk(topics: Topics, fingerprints: list[bytes], posts: Mapping[bytes, int]) -> Chunk:
-    contents = [index for index, fingerprint in enumerate(fingerprints) for _ in range(posts[fingerprint])]
-    nothing = [0] * len(contents)
+def _chunk(topics: Topics, fingerprints: list[bytes]) -> Chunk:
+    nothing = [0] * len(fingerprints)
     return Chunk(
         version=topics.version,
         fingerprints=b"".join(fingerprints),
         texts=[b""] * len(fingerprints),
-        ids=[""] * len(contents),
-        contents=contents,
+        ids=[""] * len(fingerprints),
+        contents=range(len(fingerprints)),
         post_sources=nothing,
         offsets=nothing,
         posted_ms=nothing,

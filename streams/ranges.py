@@ -49,7 +49,7 @@ class Ranges(Protocol):
 class TopicRanges:
     """Ranges of a topic: as they are, whatever is written to it, and however many partitions it gets, meanwhile."""
 
-    def __init__(self, settings: Settings, topic: str, ranges: tuple[Range, ...]) -> None:
+    def __init__(self, settings: Settings, topic: str, ranges: Sequence[Range]) -> None:
         self._topic = topic
         self._ends = {each.partition: each.end for each in ranges}
         self._next: dict[int, int] = {}

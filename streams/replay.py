@@ -28,7 +28,7 @@ from streams.ingest import send_batch, sort_posts
 from streams.jobs import ASKED, DONE, Counts, Done, Job, done_of, job_of
 from streams.line import Line
 from streams.metrics import Metrics
-from streams.pace import Pace
+from streams.pace import Cushion, Pace
 from streams.packing import Packer
 from streams.ranges import READ_S, Ranges, Read
 from streams.settings import Settings
@@ -39,8 +39,6 @@ _log = logging.getLogger("manyray.replay")
 
 IN_FLIGHT_MAX = 2
 """Transactions that dedup has not looked up."""
-MISSES_MAX = 1_000
-"""Records of a backfill's misses that wait for the encoder, about; of each up to 100 posts."""
 TELL_S = 5.0
 """How often it says that it is at work, where it has nothing to send."""
 ASK_MISSES_S = 0.2
@@ -95,7 +93,7 @@ class Replay:
         self._ranges = {each.partition: each for each in job.ranges}
         self._lines: dict[Place, Line] = {}
         self._in_flight: deque[Sent] = deque()
-        self._pace = Pace(job.rate)
+        self._pace, self._cushion = Pace(job.rate), Cushion()
         self._epoch_ms = 0
         self._misses_due_s = self._told_s = 0.0
         self._is_behind = False
@@ -142,7 +140,7 @@ class Replay:
         """
         self._asked.take()
         self.job = job_of(self._asked[ASKED + self.job.name])
-        self._pace.rate = self.job.rate
+        self._pace.rate, self._packer.share = self.job.rate, self.job.share or 0.0
         if self.job.order == "cancel":
             self._end()
             return True
@@ -188,7 +186,10 @@ class Replay:
             self._pace.came_back(first.posts, now_s - first.at_s)
         if now_s >= self._misses_due_s:
             self._misses_due_s = now_s + ASK_MISSES_S
-            self._is_behind = self._backlog.misses_waiting() > MISSES_MAX
+            waiting, encoded = self._backlog.misses()
+            was_behind, self._is_behind = self._is_behind, waiting > self._cushion.most(encoded, now_s)
+            if self._is_behind and not was_behind:
+                self._pace.held_up()
 
     def _send(self, read: Read) -> None:
         """One transaction: the chunks of the records, what is bad, and how far that is."""

@@ -35,6 +35,8 @@ class TopicPlan:
     config: dict[str, str] = field(default_factory=dict[str, str])
     is_ours: bool = True
     """Whether only stages use it; of others users may choose partitions and policy, as nothing is co-partitioned."""
+    is_single: bool = False
+    """Whether it has one partition whatever the settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
         plan(topics.backfill_misses, "posts of a backfill to be encoded, after the others", passing),
         plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
         plan(topics.checkpoints, "how far dedup got", latest),
-        TopicPlan(topics.replays, 1, settings.replication, "replays, and how far each got", latest),
+        TopicPlan(topics.replays, 1, settings.replication, "replays, and how far each got", latest, is_single=True),
         plan(topics.embeddings, "embeddings, as users read them", size, is_ours=False),
     ]
 
@@ -198,10 +200,12 @@ def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], configs: dic
         if found is None:
             problems.append(f"topic {plan.name} is missing: run `manyray topics create`")
         elif found != plan.partitions and plan.is_ours:
-            problems.append(
-                f"topic {plan.name} has {found} partitions and the setting partitions is {plan.partitions}: "
-                f"set partitions = {found}, or delete the topic and run `manyray topics create`"
+            remedy = (
+                "it needs 1: delete it"
+                if plan.is_single
+                else f"the setting partitions is {plan.partitions}: set partitions = {found}, or delete the topic"
             )
+            problems.append(f"topic {plan.name} has {found} partitions and {remedy} and run `manyray topics create`")
         wanted = {_POLICY: plan.config.get(_POLICY, "delete"), _BYTES_MAX: plan.config.get(_BYTES_MAX, "0")}
         config = wanted | configs.get(plan.name, {})
         wrong = [_POLICY] if plan.is_ours and config[_POLICY] != wanted[_POLICY] else []

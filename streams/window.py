@@ -23,6 +23,8 @@ class Window:
     tokens: int = 0
     posts: int = 0
     post_bytes: int = 0
+    share: float = 1.0
+    """Of the encoder's time, which it may take at most: the least of its chunks'."""
 
     def add(self, chunk: Chunk, place: Place, offset: int, now_s: float) -> None:
         """Add the chunk at `offset` of `place`, a topic and partition."""
@@ -30,6 +32,7 @@ class Window:
             self.first_s = now_s
         self.chunks.append(chunk)
         self.posts += len(chunk.ids)
+        self.share = min(self.share, chunk.share or 1.0)
         self.first_offsets.setdefault(place, offset)
         self.next_offsets[place] = offset + 1
         for fingerprint, text in zip(split_fingerprints(chunk.fingerprints), chunk.texts, strict=True):

@@ -19,8 +19,9 @@ from streams.attempts import with_retries
 from streams.broker import Broker
 from streams.settings import Settings, load_settings
 from streams.topics import Topics, create_topics, list_partitions, plan_topics
+from streams.up import Pipeline
 from streams.version import version_of
-from tests.waiting import wait_until
+from tests.waiting import WAIT_S, wait_until
 
 TWEETEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tweeteval"
 
@@ -79,6 +80,16 @@ def topics(settings: Settings) -> Topics:
             for partition in range(plan.partitions):
                 with_retries(partial(clients.watermarks, reader, plan.name, partition), threading.Event())
     return Topics.of(settings, version)
+
+
+@pytest.fixture
+def pipeline(settings: Settings, topics: Topics) -> Iterator[Pipeline]:
+    """One that is ready, and whose processes have not failed when the test ends."""
+    assert topics
+    with Pipeline(settings) as running:
+        running.wait_ready(WAIT_S)
+        yield running
+        running.raise_failure()
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,16 @@
 
 import threading
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 
 from encoders import Engine, load_encoder
+from encoders.hashing import HashEncoder
 from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, normalise
 from schemas.public_pb2 import Embedding
-from streams import clients
+from streams import clients, clock
 from streams.encode import Encode
 from streams.metrics import Metrics
 from streams.settings import Settings
@@ -87,3 +89,35 @@ def test_live_windows_alone_are_urgent(two_lanes: Settings) -> None:
             wait_until(lambda: len(read_embeddings(two_lanes).ids) == 2, "both are embedded", encode.step)
             assert encode.positions() == {(topics.misses, 0): 1, (topics.backfill_misses, 0): 1}
     assert sorted(urgent) == sorted([([topics.misses], True), ([topics.backfill_misses], False)])
+
+
+def test_a_share_of_the_encoder_leaves_it_the_rest(two_lanes: Settings) -> None:
+    """Where chunks may take a quarter of its time, it rests after each window three times as long as that took."""
+    topics = topics_of(two_lanes)
+    producer = clients.producer(two_lanes)
+    for number in range(4):
+        builder = ChunkBuilder(is_backfill=True, job="old", share=0.25)
+        text = f"text {number}".encode()
+        content = builder.add_content(fingerprinter(topics.version, "")(text), text)
+        builder.add_post(f"old{number}", content, (two_lanes.posts_topics[0], 0), number, 0)
+        producer.produce(topics.backfill_misses, builder.build(topics.version).SerializeToString(), partition=0)
+    assert producer.flush(WAIT_S) == 0
+    begun_s: list[float] = []
+
+    class Noting(Engine):
+        def submit(self, texts, is_urgent=True):
+            begun_s.append(clock.monotonic_s())
+            return super().submit(texts, is_urgent)
+
+    class Slow(HashEncoder):
+        def encode(self, tokens, *arguments, **more):
+            clock.sleep_s(0.1)
+            return super().encode(tokens, *arguments, **more)
+
+    hashing = load_encoder("hash")
+    with Noting(Slow(hashing.spec, hashing.dims), 1_024) as engine:
+        one_a_window = two_lanes.model_copy(update={"window_tokens": 1})
+        with closing(Encode(one_a_window, topics, Metrics.create(), engine, stop=threading.Event())) as encode:
+            wait_until(lambda: len(read_embeddings(two_lanes).ids) == 4, "all are embedded", encode.step)
+    assert len(begun_s) == 4
+    assert all(later - earlier >= 0.4 for earlier, later in pairwise(begun_s))

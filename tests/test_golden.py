@@ -67,7 +67,7 @@ EIGHTHS = np.array([[4, -10, 127], [0, 1, -127]], np.int8)
 LATER_FORMATS: dict[str, list[dict[str, object]]] = {
     "embedding": [{"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()}, {"job": "posts-2026"}],
     "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}],
-    "chunk": [{"backfill": True}, {"probe": True, "sources": [REPLAYED]}],
+    "chunk": [{"backfill": True}, {"probe": True, "share": 0.25, "sources": [REPLAYED]}],
     "checkpoint": [{"sources": [*SOURCES, REPLAYED]}],
 }
 

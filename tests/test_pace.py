@@ -2,7 +2,7 @@
 
 import pytest
 
-from streams.pace import BURST_S, POSTS_MAX, POSTS_MIN, ROUND_TRIP_S, Pace
+from streams.pace import BURST_S, POSTS_MAX, POSTS_MIN, ROUND_TRIP_S, WAITING_MIN, WAITING_S, Cushion, Pace
 
 
 def test_transactions_grow_while_the_stages_are_quick():
@@ -50,3 +50,29 @@ def test_what_was_not_sent_in_time_is_not_made_good():
     assert (posts, wait_s) == (20, 0.0)
     pace.sent(20, 3_600.0)
     assert pace.next(3_600.0)[0] == 0
+
+
+def test_what_waits_for_the_encoder_is_some_seconds_of_its_work():
+    """Whatever its speed, that of lately counts; and it never has less than it needs to show how fast it is."""
+    cushion, now_s, encoded = Cushion(), 100.0, 1_000_000
+    assert cushion.most(encoded, now_s) == WAITING_MIN
+    for per_s in (1_000, 50):
+        for _ in range(100):
+            now_s, encoded = now_s + 0.2, encoded + per_s // 5
+            most = cushion.most(encoded, now_s)
+        assert per_s * WAITING_S * 0.9 <= most <= per_s * WAITING_S * 1.1
+    for _ in range(100):
+        now_s += 0.2
+        most = cushion.most(encoded, now_s)
+    assert most == WAITING_MIN
+    assert len(cushion._seen) < 50
+
+
+def test_an_encoder_that_has_enough_halves_what_is_sent_at_once():
+    """To a bound."""
+    pace = Pace(posts=10_000)
+    pace.held_up()
+    assert pace.posts == 5_000
+    for _ in range(100):
+        pace.held_up()
+    assert pace.posts == POSTS_MIN

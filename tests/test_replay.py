@@ -5,17 +5,17 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import NewPartitions
 
-from manyray.replaying import begin_replay, change_job, forget_job, go_on, run_replay
+from manyray.job_orders import change_job, forget_job, go_on
+from manyray.replaying import run_replay
 from schemas.errors import Fatal
 from schemas.public_pb2 import Embedding
 from streams import clients, failpoints
-from streams.jobs import Done, Job, Jobs
+from streams.jobs import Job, Jobs
 from streams.metrics import Metrics
 from streams.ranges import TopicRanges
 from streams.replay import Replay
@@ -23,6 +23,7 @@ from streams.settings import Settings
 from streams.topics import Topics
 from streams.up import Pipeline
 from tests.oracle import post, read_records, read_rejected, remove, send, topics_of
+from tests.replaying import begin, embedded, into, read, run
 from tests.test_cli import flags, launch
 from tests.waiting import WAIT_S, wait_until
 
@@ -31,48 +32,10 @@ pytestmark = pytest.mark.broker
 POSTS, CONTENTS = 2_000, 500
 
 
-def into(settings: Settings, topic: str) -> Settings:
-    """For who sends to another topic."""
-    return settings.model_copy(update={"posts_topics": (topic,)})
-
-
-def begin(settings: Settings, topic: str, name: str, **how: object) -> Job:
-    """A job of all that the topic holds, unless told otherwise."""
-    given = {"ray": settings.ray, "start": "beginning", "end": "now", "rate": None, "name": name, **how}
-    return begin_replay(settings, topic, **given)  # pyright: ignore[reportArgumentType]
-
-
-def run(settings: Settings, job: Job) -> Done:
-    """Run it to its end."""
-    run_replay(settings, job.name, threading.Event())
-    return read(settings, job.name)
-
-
-def read(settings: Settings, name: str) -> Done:
-    """How far it got."""
-    return Jobs(settings, topics_of(settings)).read()[name][1]
-
-
 def replaying(settings: Settings, job: Job) -> Replay:
     """For who takes its steps one by one."""
     source = TopicRanges(settings, job.topic, job.ranges)
     return Replay(settings, topics_of(settings), Metrics.create(), job, source=source, stop=threading.Event())
-
-
-def embedded(settings: Settings, job: str) -> Counter[str]:
-    """How often each post came out of a job; of none, as it came."""
-    records = read_records(settings, topics_of(settings).embeddings)
-    embeddings = [Embedding.FromString(record.value() or b"") for record in records]
-    return Counter(embedding.post_id for embedding in embeddings if embedding.job == job)
-
-
-@pytest.fixture
-def pipeline(settings: Settings, topics: Topics) -> Iterator[Pipeline]:
-    """One that is ready."""
-    with Pipeline(settings) as running:
-        running.wait_ready(WAIT_S)
-        yield running
-        running.raise_failure()
 
 
 @pytest.fixture
@@ -186,7 +149,7 @@ def test_a_job_can_be_paused_and_cancelled(settings: Settings, pipeline: Pipelin
     assert done == replay.done
     assert 0 < done.counts.posts < POSTS
     assert embedded(settings, job.name).total() == done.counts.posts == done.hits + done.misses
-    with pytest.raises(Fatal, match="replay paused is cancelled: begin another by `manyray replay"):
+    with pytest.raises(Fatal, match="replay paused is cancelled: begin another by `manyray replay`"):
         change_job(settings, job.name, order="run")
     forget_job(settings, job.name)
     assert job.name not in Jobs(settings, topics_of(settings)).read()
@@ -212,6 +175,7 @@ def test_every_refusal_names_the_remedy(settings: Settings, topics: Topics, old:
         ({"ray": f"{settings.ray}@0123"}, "and not 0123: set model to that of 0123"),
         ({"start": "yesterday"}, "--from yesterday is neither of beginning, now, a time"),
         ({"start": "7:0"}, f"topic {old} has partitions 0 to 1, and no 7: leave it out"),
+        ({"filter": "lang =="}, "--filter lang == is no JMESPath expression"),
     ):
         with pytest.raises(Fatal, match=re.escape(said)):
             begin(settings, old, **{"name": "new", **how})  # pyright: ignore[reportArgumentType]

@@ -31,24 +31,27 @@ def test_the_plan_has_every_topic_by_its_name():
         "misses.textray.backfill",
         "vectors.textray",
         "checkpoints.textray",
+        "replays.textray",
         f"embeddings.textray.{VERSION}",
     ]
     topics = Topics.of(Settings(), VERSION)
     named = (topics.rejected, topics.lookups, topics.misses, topics.backfill_misses)
-    named += (topics.vectors, topics.checkpoints, topics.embeddings)
+    named += (topics.vectors, topics.checkpoints, topics.replays, topics.embeddings)
     assert [*topics.posts, *named] == [plan.name for plan in PLANS]
 
 
-def test_checkpoints_alone_are_compacted():
+def test_what_has_one_last_value_alone_is_compacted():
     """The last checkpoint must outlive any time; everything else is a stream."""
-    assert [plan.name for plan in PLANS if plan.config.get("cleanup.policy") == "compact"] == ["checkpoints.textray"]
+    compacted = [plan.name for plan in PLANS if plan.config.get("cleanup.policy") == "compact"]
+    assert compacted == ["checkpoints.textray", "replays.textray"]
     assert all("retention.ms" not in plan.config for plan in PLANS if plan.config.get("cleanup.policy") == "compact")
 
 
 def test_settings_shape_the_plan():
-    """Partitions, replicas, ray and input topics are those set."""
+    """Partitions, but of what is read whole, replicas, ray and input topics are those set."""
     plans = plan_topics(load_settings(partitions=7, replication=3, ray="other", posts_topics=("a", "b")), VERSION)
-    assert {(plan.partitions, plan.replication) for plan in plans} == {(7, 3)}
+    assert {plan.name for plan in plans if plan.partitions != 7} == {"replays.other"}
+    assert {plan.replication for plan in plans} == {3}
     assert [plan.name for plan in plans][:2] == ["a", "b"]
     assert "lookups.other" in {plan.name for plan in plans}
 
@@ -74,8 +77,9 @@ def test_a_wrong_count_is_named_with_both_numbers(plan):
         assert problems == []
     else:
         (problem,) = problems
-        assert f"topic {plan.name} has 9 partitions and the setting partitions is 4" in problem
-        assert "set partitions = 9, or delete the topic" in problem
+        one = plan.name.startswith("replays.")
+        wanted = "it needs 1: delete" if one else "the setting partitions is 4: set partitions = 9, or delete the topic"
+        assert f"topic {plan.name} has 9 partitions and {wanted}" in problem
 
 
 def test_a_wrong_cleanup_policy_is_named():
