@@ -1,4 +1,6 @@
-"""What live posts pay for a backfill: their time through the pipeline beside one that saturates the encoder, and alone.
+"""What live posts pay for a replay: their time through the pipeline beside one that saturates a stage, and alone.
+
+Replayed misses saturate the encoder, replayed hits ingest's code and dedup.
 
     python -m bench.lanes [--rate N] [--seconds N] [--repeats N]
 
@@ -6,6 +8,8 @@ A time is from a post's record to its embedding's arrival at a subscriber. All p
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
@@ -17,19 +21,21 @@ from statistics import median
 
 import numpy as np
 from confluent_kafka import Producer
+from confluent_kafka.admin import NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
 from bench.machine import describe
 from bench.pipeline import SAMPLE, STALL_S, publish
 from manyray.client import Client
+from manyray.job_orders import change_job
 from schemas.post import Post, encode_post
 from streams import clients, clock
 from streams.settings import Settings, load_settings
 from streams.up import Pipeline
 
-BACKFILL = "backfill"
+MISSES, HITS = "misses", "hits"
 WARM_S = 2.0
-_POSTS_A_S = 400
-"""More than a backfill computes here: it is to outlast the live posts."""
+_POSTS_A_S, _HITS_A_S = 400, 40_000
+"""More than come out here: a replay is to outlast the live posts."""
 
 
 @dataclass(slots=True)
@@ -42,6 +48,11 @@ class Arrivals:
     def add(self, run: str, posted_ms: int, arrived_ms: int) -> None:
         """Note one; for the subscriber's thread, which holds `changed`."""
         self.times_ms.setdefault(run, []).append((posted_ms, arrived_ms))
+
+    def count(self, run: str) -> int:
+        """How many came of a run."""
+        with self.changed:
+            return len(self.times_ms.get(run, ()))
 
     def await_posts(self, run: str, count: int) -> list[tuple[int, int]]:
         """All times of a run, once so many posts of it came. SystemExit: they did not."""
@@ -114,54 +125,87 @@ def run_alone(live: Live, arrivals: Arrivals, number: int, seconds: float) -> fl
     """Live posts and nothing else; returns the 99th percentile, in ms."""
     run = f"live-alone-{number}"
     p50, p99 = quantiles_ms(arrivals.await_posts(run, live.send(run, seconds)))
-    print(f"live alone {number}:             p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
+    print(f"live alone {number}:                  p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
     return p99
 
 
-def run_beside(live: Live, arrivals: Arrivals, number: int, seconds: float, settings: Settings) -> float:
-    """Live posts beside a backfill that was begun before them and outlasts them; as `run_alone`."""
-    run, backfill = f"live-beside-{number}", f"{BACKFILL}-{number}"
-    old = [next(live.posts) for _ in range(int(_POSTS_A_S * seconds))]
-    publish(settings, old, backfill, BACKFILL)
-    arrivals.await_posts(backfill, 1)
-    began_ms = clock.now_ms()
-    count = live.send(run, seconds)
-    ended_ms = clock.now_ms()
-    p50, p99 = quantiles_ms(arrivals.await_posts(run, count))
-    came_ms = np.array([came for _, came in arrivals.await_posts(backfill, len(old))])
+def run_beside(live: Live, arrivals: Arrivals, what: str, number: int, *, seconds: float, settings: Settings) -> float:
+    """Live posts beside a replay that was begun before them and outlasts them; as `run_alone`.
+
+    Afterwards the replay goes on for as long alone, and is cancelled.
+    """
+    run, name = f"live-beside-{what}-{number}", f"{what}-{number}"
+    source = f"old-{what}"
+    command = [sys.executable, "-m", "manyray", "replay", source, "--name", name, "--log-level", "warning"]
+    command += ["--bootstrap-servers", settings.bootstrap_servers or "", "--set", f"data_dir={settings.data_dir}"]
+    if what == MISSES:
+        command += ["--from", f"0:{(number - 1) * old_posts(seconds)}", "--to", f"0:{number * old_posts(seconds)}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as replaying:
+        before = arrivals.count(source)
+        arrivals.await_posts(source, before + 1)
+        began_ms = clock.now_ms()
+        count = live.send(run, seconds)
+        ended_ms = clock.now_ms()
+        p50, p99 = quantiles_ms(arrivals.await_posts(run, count))
+        clock.sleep_s(seconds)
+        stopped_ms = clock.now_ms()
+        change_job(settings, name, order="cancel")
+        told = replaying.communicate()[0].decode().strip()
+    came_ms = np.array([came for _, came in arrivals.await_posts(source, before + 1)[before:]])
     during = ((came_ms >= began_ms) & (came_ms < ended_ms)).sum() / (ended_ms - began_ms) * 1e3
-    after = (came_ms >= ended_ms).sum() / max(1, came_ms.max() - ended_ms) * 1e3
+    after = ((came_ms >= ended_ms) & (came_ms < stopped_ms)).sum() / (stopped_ms - ended_ms) * 1e3
     print(
-        f"live beside a backfill {number}: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms; "
-        f"of the backfill {during:.0f} posts/s, and {after:.0f} after the live ones",
+        f"live beside replayed {what} {number}: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms; "
+        f"of the replay {during:,.0f} posts/s, and {after:,.0f} after the live ones ({told})",
         flush=True,
     )
     return p99
 
 
+def prepare(settings: Settings, posts: Iterator[str], seconds: float, repeats: int) -> None:
+    """Topics of old posts: distinct ones, some for each run, and a hundred that are known after the first run."""
+    admin = clients.admin_client(settings)
+    new = [NewTopic(f"old-{what}", 1, 1) for what in (MISSES, HITS)]
+    for future in admin.create_topics(new).values():
+        future.result()
+    publish(settings, [next(posts) for _ in range(old_posts(seconds) * repeats)], f"old-{MISSES}", f"old-{MISSES}")
+    known = [next(posts) for _ in range(100)]
+    publish(settings, known * int(_HITS_A_S * 2 * seconds / 100), f"old-{HITS}", f"old-{HITS}")
+
+
+def old_posts(seconds: float) -> int:
+    """How many misses a run's replay has: more than come out in its time."""
+    return int(_POSTS_A_S * 2 * seconds)
+
+
 def main() -> None:
     """Run both in turn and print figures with the machine."""
-    parser = argparse.ArgumentParser(description="what live posts pay for a backfill")
+    parser = argparse.ArgumentParser(description="what live posts pay for a replay")
     parser.add_argument("--rate", type=float, default=12.0, help="live posts a second")
     parser.add_argument("--seconds", type=float, default=15.0, help="of live posts in each run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in turn")
     arguments = parser.parse_args()
     print(describe())
-    ratios: list[float] = []
+    ratios: dict[str, list[float]] = {MISSES: [], HITS: []}
     with ExitStack() as held:
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="manyray-bench-"))
-        settings = load_settings(data_dir=Path(folder), backfill_topics=(BACKFILL,), log_level="warning")
+        settings = load_settings(data_dir=Path(folder), log_level="warning")
         pipeline = held.enter_context(Pipeline(settings))
         pipeline.wait_ready(90)
         settings = pipeline.settings
         arrivals = held.enter_context(subscribed(settings))
         live = Live(clients.producer(settings), settings.posts_topics[0], texts(), arguments.rate)
+        prepare(settings, live.posts, arguments.seconds, arguments.repeats)
         arrivals.await_posts("warm", live.send("warm", WARM_S))
         for number in range(1, arguments.repeats + 1):
             alone = run_alone(live, arrivals, number, arguments.seconds)
-            ratios.append(run_beside(live, arrivals, number, arguments.seconds, settings) / alone)
-    told = f"median of {len(ratios)} pairs {median(ratios):.1f}, from {min(ratios):.1f} to {max(ratios):.1f}"
-    print(f"live p99 beside a backfill / alone: {told}")
+            for what, found in ratios.items():
+                found.append(
+                    run_beside(live, arrivals, what, number, seconds=arguments.seconds, settings=settings) / alone
+                )
+    for what, found in ratios.items():
+        told = f"median of {len(found)} pairs {median(found):.1f}, from {min(found):.1f} to {max(found):.1f}"
+        print(f"live p99 beside replayed {what} / alone: {told}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Check from outside that nothing was lost or doubled: every post is embedded once, or rejected once, and never both.
 
-python examples/verify.py HOST:PORT embeddings.textray.VERSION [--posts posts ...] [--rejected rejected]
+python examples/verify.py HOST:PORT embeddings.textray.VERSION [--posts posts ...] [--rejected rejected] [--job NAME]
 
 It reads the topics from start to end, with confluent-kafka and the published schema only: run it when nothing is
 written any more, while the topics still hold everything. It prints a line of JSON, and exits with 1 if all is not well.
@@ -86,22 +86,26 @@ def names(value: bytes, post_id: str) -> bool:
         return False
 
 
-def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> dict[str, int]:
+def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: str = "") -> dict[str, int]:
     """Count; all from `lost` on have to be 0, and never_computed too if the topic has every embedding there ever was.
 
-    A post is contradicted if it is both embedded and rejected, and strange if what was made of it is not of it.
+    A post is contradicted if it is both embedded and rejected, and strange if what was made of it is not of it. Only
+    what was made for `job` counts, if one is named; deletions are no posts of it.
     """
     _, ray, _ = embeddings.split(".")
     sent: dict[Place, bytes | None] = {}
     for topic in posts:
         for message in records(servers, topic):
-            sent[place_of(message)] = message.value()
+            if not job or message.value() is not None:
+                sent[place_of(message)] = message.value()
     counts: Counter[Place] = Counter()
     fingerprints: set[bytes] = set()
     computed_once: set[bytes] = set()
     computed = strange = 0
     for message in records(servers, embeddings):
         embedding = Embedding.FromString(message.value() or b"")
+        if embedding.job != job:
+            continue
         place = (embedding.source_topic, embedding.source_partition, embedding.source_offset)
         value = sent.get(place)
         strange += message.key() != embedding.post_id.encode() or not names(value or b"", embedding.post_id)
@@ -115,7 +119,8 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str) -> di
     for message in records(servers, rejected):
         headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
         topic = headers["manyray-topic"].decode()
-        if topic in posts and headers["manyray-ray"].decode() == ray:
+        is_of = headers["manyray-ray"].decode() == ray and headers.get("manyray-job", b"").decode() == job
+        if topic in posts and is_of:
             place = (topic, int(headers["manyray-partition"]), int(headers["manyray-offset"]))
             strange += sent.get(place) != message.value()
             turned_down.add(place)
@@ -141,8 +146,9 @@ def main() -> int:
     parser.add_argument("embeddings", help="topic of the embeddings of one version")
     parser.add_argument("--posts", nargs="+", default=["posts"], help="topics of the posts")
     parser.add_argument("--rejected", default="rejected", help="topic of the rejected posts")
+    parser.add_argument("--job", default="", help="a replay of the whole of these topics, none of which ingest reads")
     arguments = parser.parse_args()
-    counts = verify(arguments.servers, arguments.posts, arguments.embeddings, arguments.rejected)
+    counts = verify(arguments.servers, arguments.posts, arguments.embeddings, arguments.rejected, arguments.job)
     print(json.dumps(counts))
     return 1 if any(counts[wrong] for wrong in ("lost", "doubled", "contradicted", "strange")) else 0
 

@@ -96,6 +96,7 @@ def _json(embedding: Embedding) -> str:
         "posted_ms": embedding.posted_ms,
         "fingerprint": embedding.fingerprint.hex(),
         "source": [embedding.source_topic, embedding.source_partition, embedding.source_offset],
+        "job": embedding.job,
         "vector": vectors_of([embedding])[0].tolist(),
     }
     return msgspec.json.encode(row).decode()

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
 from itertools import chain
 
 from confluent_kafka import TopicPartition
@@ -311,7 +312,7 @@ class Encode:
         """The posts of a window that get no embedding, as they were written."""
         unembedded = list(done.unembedded())
         originals = read_back(self._settings, [rebuilt for rebuilt, _ in unembedded])
-        return [(originals[rebuilt.place], cause) for rebuilt, cause in unembedded]
+        return [(replace(originals[rebuilt.place], job=rebuilt.job), cause) for rebuilt, cause in unembedded]
 
     def _observe(self, done: Submitted, batch: EncodedBatch, rejected: list[tuple[Original, Reject]]) -> None:
         metrics, posts = self._metrics, done.window.posts - len(rejected)

@@ -44,6 +44,8 @@ class Rejected:
 
     message: PostRecord
     cause: Reject
+    job: str
+    """The replay that read it, if one did."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ def sort_posts(messages: Sequence[PostRecord], packers: Mapping[str, Packer], te
         try:
             post = decode_post(message.value(), text_bytes_max)
         except Reject as cause:
-            rejected.append(Rejected(message, cause))
+            rejected.append(Rejected(message, cause, packers[source[0]].job))
         else:
             packers[source[0]].add(post, source, offset, message.timestamp()[1])
     chunks = [chunk for packer in dict.fromkeys(packers.values()) for chunk in packer.take()]
@@ -95,7 +97,7 @@ def send_batch(
         metrics.chunk_posts.observe(builder.posts)
         metrics.chunk_bytes.observe(len(value))
     for bad in batch.rejected:
-        send_rejected(producer, topics, Original.of(bad.message), bad.cause)
+        send_rejected(producer, topics, Original.of(bad.message, bad.job), bad.cause)
     return {source: line.after(sent[source]) for source, line in lines.items()}
 
 

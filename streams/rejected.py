@@ -53,6 +53,8 @@ class Original:
     key: bytes | None
     headers: Sequence[Any] = ()
     """Pairs of a name and a value."""
+    job: str = ""
+    """The replay that it was read for, if it was."""
 
     @property
     def size_bytes(self) -> int:
@@ -70,8 +72,11 @@ class Original:
         return self.topic, self.partition, self.offset
 
     @classmethod
-    def of(cls, message: PostRecord) -> "Original":
-        """The record that was read; without its headers where one's name is no UTF-8, which a header says."""
+    def of(cls, message: PostRecord, job: str = "") -> "Original":
+        """The record that was read, for a replay if one is named.
+
+        Without its headers where one's name is no UTF-8, which a header says.
+        """
         headers = headers_of(message)
         return cls(
             message.topic() or "",
@@ -81,6 +86,7 @@ class Original:
             message.value(),
             message.key(),
             [("manyray-original", b"headers_unreadable")] if headers is None else headers,
+            job,
         )
 
     @classmethod
@@ -114,6 +120,8 @@ def send_rejected(producer: StageProducer, topics: Topics, original: Original, c
         "manyray-offset": str(original.offset),
         "manyray-posted-ms": str(original.posted_ms),
     }
+    if original.job:
+        ours["manyray-job"] = original.job
     value, key, headers = original.value, original.key, original.headers
     if original.size_bytes > BYTES_MAX:  # compressed it came through, and it lies at its place still
         value, ours["manyray-original"] = None, "too_large"

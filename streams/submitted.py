@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -101,7 +101,8 @@ class Submitted:
                     source = chunk.sources[chunk.post_sources[index]]
                     place = (source.topic, source.partition, chunk.offsets[index])
                     post = Post(post_id, chunk.texts[content].decode())
-                    yield Original.rebuilt(post, *place, chunk.posted_ms[index]), Reject(reason, DETAILS[reason])
+                    rebuilt = Original.rebuilt(post, *place, chunk.posted_ms[index])
+                    yield replace(rebuilt, job=source.job), Reject(reason, DETAILS[reason])
 
 
 def pack_vectors(vectors: dict[bytes, bytes], topics: Topics, partitions: int) -> list[tuple[int, bytes]]:

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -30,6 +32,7 @@ from tests.waiting import WAIT_S, wait_until
 pytestmark = pytest.mark.broker
 
 POSTS, CONTENTS = 2_000, 500
+VERIFY = Path(__file__).parents[1] / "examples" / "verify.py"
 
 
 def replaying(settings: Settings, job: Job) -> Replay:
@@ -54,6 +57,9 @@ def test_a_range_comes_out_once(settings: Settings, pipeline: Pipeline, old: str
     assert done.hits + done.misses == POSTS
     assert embedded(settings, "first") == Counter({f"old{number}": 1 for number in range(POSTS)})
     assert read_rejected(into(settings, old)).total() == 6
+    command = [sys.executable, str(VERIFY), settings.bootstrap_servers or "", topics_of(settings).embeddings]
+    told = subprocess.run([*command, "--posts", old, "--job", "first"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told
     done = run(settings, begin(settings, old, "second"))
     assert (done.hits, done.misses) == (POSTS, 0)
     assert embedded(settings, "second") == embedded(settings, "first")
