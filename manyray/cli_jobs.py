@@ -1,6 +1,7 @@
 """`manyray replay` and `manyray jobs` as they are typed."""
 # ruff: noqa: PLC0415 - a command imports what it needs, so that --help is quick
 
+import os
 import sys
 from typing import Annotated, Literal
 
@@ -14,6 +15,8 @@ jobs_app = typer.Typer(help="The replays of a ray: list them, or change one.", n
 
 WIDTH_PIPED = 200  # columns; a pipe has no width of its own
 Format = Literal["lines", "jsonl", "csv", "tsv", "parquet"]  # as in manyray.reading, whose imports are not for --help
+NICENESS = 10
+"""Of a process that replays: on a machine that has live posts to do too, those go first."""
 _JOB = typer.Argument(help="of the job")
 
 
@@ -59,6 +62,7 @@ def replay(
 
         Console(width=None if sys.stdout.isatty() else WIDTH_PIPED).print(estimate(settings, what))
         return
+    os.nice(NICENESS)
     with stop_on_signals() as stop:
         job = begin_replay(settings, what)
         typer.echo(run_replay(settings, job.name, stop))
@@ -81,6 +85,7 @@ def resume(settings: Settings, name: Annotated[str, _JOB]) -> None:
     """Let a replay go on that was paused or stopped: in its process, or if that is gone in this one."""
     from manyray.job_orders import go_on
 
+    os.nice(NICENESS)
     with stop_on_signals() as stop:
         typer.echo(go_on(settings, name, "run", stop))
 

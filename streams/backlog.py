@@ -1,5 +1,6 @@
 """What a replay has sent and the stages have not done yet, asked of the brokers: what its pace follows."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -8,8 +9,8 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from schemas.chunk import Place
 from schemas.errors import Retry
-from streams import clients
-from streams.checkpoint import parse_checkpoint, read_progress
+from streams import clients, clock
+from streams.checkpoint import Progress, parse_checkpoint, read_progress
 from streams.line import Line
 from streams.settings import Settings
 from streams.topics import Topics
@@ -26,6 +27,8 @@ class Backlog:
     def __init__(self, settings: Settings, topics: Topics, job: str) -> None:
         """Raises Retry if the brokers do not answer."""
         self._settings, self._topics, self._job = settings, topics, job
+        self.live_s = -math.inf
+        """When dedup last told that it had looked up live posts."""
         self._partitions = range(settings.partitions)
         with ExitStack() as held:
             self._reader = held.enter_context(closing(clients.reader(settings)))
@@ -48,7 +51,10 @@ class Backlog:
         """Take what dedup has told meanwhile, waiting at most so long for some."""
         for message in self._follower.consume(_AT_ONCE, wait_s):
             if message.error() is None and (progress := parse_checkpoint(message)) is not None:
-                self._progress[message.partition() or 0] = progress
+                partition = message.partition() or 0
+                if self._live(progress) != self._live(self._progress[partition]):
+                    self.live_s = clock.monotonic_s()
+                self._progress[partition] = progress
 
     def is_looked_up(self, lines: Mapping[Place, Line]) -> bool:
         """Whether dedup has told that it looked up all chunks of the job's lines."""
@@ -112,6 +118,14 @@ class Backlog:
         except KafkaException as error:
             raise Retry(f"how far encode got in {self._topics.backfill_misses}: {error.args[0].str()}") from None
         return {one.partition: max(0, one.offset) for one in found}
+
+    def _live(self, progress: Progress) -> list[tuple[int, int]]:
+        """The last numbers of lines of live posts."""
+        return [
+            (source.epoch_ms, source.sequence)
+            for (topic, _, job), source in progress.sources.items()
+            if not job and topic in self._topics.posts
+        ]
 
     def _ends(self, topic: str) -> dict[int, int]:
         return {at: clients.watermarks(self._reader, topic, at, timeout_s=ASK_S)[1] for at in self._partitions}

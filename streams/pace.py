@@ -3,8 +3,10 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-ROUND_TRIP_S = 0.25
-"""What the stages take for what a replay has in flight, at most: posts as they come wait behind it."""
+ROUND_TRIP_S = 2.0
+"""What dedup takes for what a replay has in flight, at most."""
+LIVE_EXTRA_S = 0.05
+"""The same beside live posts, which wait behind it: so much more than the least that it ever took."""
 POSTS_MIN, POSTS_MAX = 200, 20_000
 WAITING_MIN = 20
 """Records of misses, of up to 100 posts each, that may wait for the encoder whatever its speed."""
@@ -18,25 +20,33 @@ BURST_S = 0.2
 class Pace:
     """How many posts are to be sent next.
 
-    With no rate a transaction is as large as comes back within `ROUND_TRIP_S`: it grows by a quarter while they come
-    back sooner, and shrinks as much as they are late (multiplicative increase and decrease on delay, as in TCP Vegas,
-    Brakmo and Peterson 1995).
+    With no rate a transaction is as large as comes back in time: it grows by a quarter while they come back sooner (to
+    double before the first is late), and shrinks as much as they are late (increase and decrease on delay above the
+    least that was seen, as in TCP Vegas, Brakmo and Peterson 1995).
     """
 
     rate: float | None = None
     """Posts a second."""
     posts: int = POSTS_MIN
+    is_beside_live: bool = False
+    """Whether live posts come now."""
+    _least_s: float = ROUND_TRIP_S
+    _is_starting: bool = True
     _due_s: float = 0.0
 
     def came_back(self, posts: int, seconds: float) -> None:
         """Note that so many posts in flight were looked up after so long."""
-        if seconds > ROUND_TRIP_S:
-            self.posts = max(POSTS_MIN, int(self.posts * max(0.5, ROUND_TRIP_S / seconds)))
+        self._least_s = min(self._least_s, seconds)
+        limit_s = min(ROUND_TRIP_S, self._least_s + LIVE_EXTRA_S) if self.is_beside_live else ROUND_TRIP_S
+        if seconds > limit_s:
+            self._is_starting = False
+            self.posts = max(POSTS_MIN, int(self.posts * max(0.5, limit_s / seconds)))
         elif posts >= self.posts // 2:  # else nothing was tried
-            self.posts = min(POSTS_MAX, self.posts * 5 // 4)
+            self.posts = min(POSTS_MAX, self.posts * 2 if self._is_starting else self.posts * 5 // 4)
 
     def held_up(self) -> None:
         """Note that the encoder has enough to do for now."""
+        self._is_starting = False
         self.posts = max(POSTS_MIN, self.posts // 2)
 
     def next(self, now_s: float) -> tuple[int, float]:

@@ -39,6 +39,8 @@ _log = logging.getLogger("manyray.replay")
 
 IN_FLIGHT_MAX = 2
 """Transactions that dedup has not looked up."""
+LIVE_FOR_S = 30.0
+"""After the last live post, how long others are reckoned with."""
 TELL_S = 5.0
 """How often it says that it is at work, where it has nothing to send."""
 ASK_MISSES_S = 0.2
@@ -47,7 +49,7 @@ _WAIT_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A transaction in flight."""
+    """A transaction in flight, and when it was committed."""
 
     posts: int
     at_s: float
@@ -181,6 +183,7 @@ class Replay:
         """See what came back, and what waits."""
         now_s = clock.monotonic_s()
         self._backlog.take(0.0)
+        self._pace.is_beside_live = now_s - self._backlog.live_s < LIVE_FOR_S
         while self._in_flight and self._backlog.is_looked_up(self._in_flight[0].lines):
             first = self._in_flight.popleft()
             self._pace.came_back(first.posts, now_s - first.at_s)
@@ -211,7 +214,7 @@ class Replay:
         self._lines.update(lines)
         self._pace.sent(len(read.records), now_s)
         if batch.chunks:
-            self._in_flight.append(Sent(counts.posts, now_s, lines))
+            self._in_flight.append(Sent(counts.posts, clock.monotonic_s(), lines))
 
     def _end(self) -> None:
         """Once all that was sent has come out, end the job's lines, and the job."""

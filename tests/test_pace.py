@@ -2,7 +2,17 @@
 
 import pytest
 
-from streams.pace import BURST_S, POSTS_MAX, POSTS_MIN, ROUND_TRIP_S, WAITING_MIN, WAITING_S, Cushion, Pace
+from streams.pace import (
+    BURST_S,
+    LIVE_EXTRA_S,
+    POSTS_MAX,
+    POSTS_MIN,
+    ROUND_TRIP_S,
+    WAITING_MIN,
+    WAITING_S,
+    Cushion,
+    Pace,
+)
 
 
 def test_transactions_grow_while_the_stages_are_quick():
@@ -14,6 +24,21 @@ def test_transactions_grow_while_the_stages_are_quick():
     pace = Pace()
     pace.came_back(1, ROUND_TRIP_S / 2)
     assert pace.posts == POSTS_MIN
+
+
+def test_beside_live_posts_little_more_may_be_in_flight_than_takes_no_time():
+    """They wait behind it. What is quick with few posts says what is no queue."""
+    pace = Pace(posts=20_000, is_beside_live=True)
+    pace.held_up()
+    pace.came_back(POSTS_MIN, 0.1)
+    assert pace.posts == 10_000
+    pace.came_back(10_000, 0.1 + LIVE_EXTRA_S / 2)
+    assert pace.posts == 12_500
+    pace.came_back(12_500, 2 * (0.1 + LIVE_EXTRA_S))
+    assert pace.posts == 6_250
+    pace.is_beside_live = False
+    pace.came_back(6_250, 2 * (0.1 + LIVE_EXTRA_S))
+    assert pace.posts == 7_812
 
 
 @pytest.mark.parametrize("factor", [1.25, 2.0, 100.0])
