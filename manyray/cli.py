@@ -200,6 +200,29 @@ def tail(
     tail_ray(settings, ray, start=start, limit=limit, as_json=as_json, group=group)
 
 
+@app.command()
+@with_settings
+def export(
+    settings: Settings,
+    ray: Annotated[str, typer.Argument(help="such as textray, or textray@VERSION")],
+    out: Annotated[Path, typer.Argument(help="folder of Parquet files: a new one, or one to go on with")],
+    *,
+    start: Annotated[
+        str, typer.Option("--from", help="beginning, a time, 12h (ago), or offsets 0:1200,1:1180")
+    ] = "beginning",
+    end: Annotated[str, typer.Option("--to", help="the same, or now: what is written later is not part of it")] = "now",
+    file_rows: Annotated[int, typer.Option(min=1, help="most embeddings in a file")] = 100_000,
+) -> None:
+    """Write a range of embeddings into Parquet files, as for training; ended in any way, the same command goes on."""
+    from manyray.exporting import export_ray
+
+    with stop_on_signals() as stop:
+        told, is_whole = export_ray(settings, ray, out, start=start, end=end, file_rows=file_rows, stop=stop)
+        typer.echo(told)
+    if not is_whole:
+        raise typer.Exit(128 + stop.number)
+
+
 @topics_app.command()
 @with_settings
 def create(settings: Settings) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
 from encoders.load import load_encoder, warm_up
-from manyray.progress import show_progress
+from manyray.progress import LOG_EVERY_S, show_progress
 from manyray.reading import Format, open_posts
 from manyray.segments import Rejection, Segment, Segments, Stored, digest_of
 from manyray.vector_files import write_file, writer_of
@@ -30,8 +30,6 @@ SEGMENT_POSTS = 4_096
 """A window, and what an end at the wrong time costs: some seconds of a CPU. Many are sorted better than few."""
 SEGMENT_BYTES = 16 * 2**20
 """Of texts: a segment of long ones is shorter, so that memory is bounded."""
-LOG_EVERY_S = 30.0
-"""Where nobody looks at a progress bar."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from manyray.progress import show_share
 from streams import clock
 from streams.jobs import Done, Job
 from streams.replay import TELL_S
@@ -90,23 +89,11 @@ def hit_ratio(done: Done) -> str:
 
 @contextmanager
 def show_job(job: Job) -> Generator[Callable[[Done], None]]:
-    """A bar on stderr that is told how far the job is; nobody looks, no bar."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    text = TextColumn("{task.fields[posts]:,} posts  hits {task.fields[hits]}  {task.fields[rejected]:,} rejected")
-    columns = (text, BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(job.name, total=job.offsets, posts=0, hits="-", rejected=0)
+    """What is told how far the job is, and shows it."""
+    with show_share(job.offsets) as show:
 
         def on_done(done: Done) -> None:
-            progress.update(
-                task,
-                completed=round(share_done(job, done) * job.offsets),
-                posts=done.counts.posts,
-                hits=hit_ratio(done),
-                rejected=done.counts.rejected,
-            )
+            told = f"{done.counts.posts:,} posts  hits {hit_ratio(done)}  {done.counts.rejected:,} rejected"
+            show(round(share_done(job, done) * job.offsets), told)
 
         yield on_done

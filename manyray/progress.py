@@ -1,5 +1,6 @@
-"""A progress bar over a file of posts, for people who look at it."""
+"""Progress bars, for people who look at them."""
 
+import logging
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from manyray.reading import PostFile
 from streams import clock
+
+_log = logging.getLogger("manyray.progress")
+
+LOG_EVERY_S = 30.0
+"""Where nobody looks at a bar."""
 
 
 @contextmanager
@@ -31,3 +37,32 @@ def show_progress(what: str, posts: PostFile, size: int | None) -> Generator[Cal
             progress.update(task, completed=posts.bytes_read, posts=count, rate=rate)
 
         yield on_progress
+
+
+@contextmanager
+def show_share(total: int) -> Generator[Callable[[int, str], None]]:
+    """A bar on stderr that is told how much of `total` is done, and what to say of it; nobody looks, a line at times.
+
+    Lines go to the log.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _log_share(total)
+        return
+    said = TextColumn("{task.description}", markup=False)
+    columns = (said, BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done, said: progress.update(task, completed=done, description=said)
+
+
+def _log_share(total: int) -> Callable[[int, str], None]:
+    told_s = clock.perf_s()
+
+    def show(done: int, said: str) -> None:
+        nonlocal told_s
+        if clock.perf_s() - told_s >= LOG_EVERY_S:
+            told_s = clock.perf_s()
+            _log.info("%.0f%%: %s", 100 * done / total, said)
+
+    return show

@@ -130,11 +130,8 @@ class PostFile:
             raise self._bad(rows.line_num, f"not CSV: {error}") from None
 
     def _from_parquet(self) -> Iterator[Post]:
-        try:
-            import pyarrow as arrow  # noqa: PLC0415 - not everybody has it
-            from pyarrow import parquet  # noqa: PLC0415
-        except ImportError:
-            raise Fatal("Parquet needs pyarrow: pip install 'manyray[parquet]'") from None
+        from manyray.arrow import arrow, parquet  # noqa: PLC0415 - not everybody has it
+
         try:
             opened = parquet.ParquetFile(self._file)
             names = opened.schema_arrow.names

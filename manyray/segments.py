@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from manyray.whole_file import whole_file
 from schemas.errors import Fatal
 
 Stored = npt.NDArray[Any]
@@ -132,10 +133,6 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when the power goes."""
-    beside = path.with_suffix(".new")
-    with beside.open("wb") as file:
+    """Whole or not at all."""
+    with whole_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)

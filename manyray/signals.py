@@ -6,14 +6,21 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 
-@contextmanager
-def stop_on_signals() -> Generator[threading.Event]:
-    """An event that the first SIGINT, SIGTERM or SIGHUP sets; a second one interrupts whatever is then being done."""
-    stop = threading.Event()
+class Stop(threading.Event):
+    """An event that a signal sets; `number` is that signal's, and 0 before."""
 
-    def on_signal(_number: int, _frame: object) -> None:
+    number = 0
+
+
+@contextmanager
+def stop_on_signals() -> Generator[Stop]:
+    """An event that the first SIGINT, SIGTERM or SIGHUP sets; a second one interrupts whatever is then being done."""
+    stop = Stop()
+
+    def on_signal(number: int, _frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
+        stop.number = number
         stop.set()
 
     numbers = [signal.SIGINT, signal.SIGTERM]

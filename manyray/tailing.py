@@ -12,8 +12,8 @@ from confluent_kafka import Consumer, TopicPartition
 from manyray.client import Client
 from manyray.rays import find_embeddings_topic
 from manyray.subscription import Batch, Subscription, read_batch
-from schemas.embedding import vectors_of
-from schemas.public_pb2 import CACHED, COMPUTED, Embedding
+from schemas.embedding import origin_name, vectors_of
+from schemas.public_pb2 import Embedding
 from streams import clients
 from streams.settings import Settings
 from streams.topics import list_partitions
@@ -23,7 +23,6 @@ Start = Literal["earliest", "latest"]
 _RECORDS = 100
 _WAIT_S = 0.2
 _NUMBERS = 4
-_ORIGINS = {COMPUTED: "computed", CACHED: "cached"}
 
 
 def tail_ray(
@@ -83,7 +82,7 @@ def _line(embedding: Embedding) -> str:
     vector = vectors_of([embedding])[0]
     numbers = " ".join(f"{number:+.4f}" for number in vector[:_NUMBERS])
     more = f" ... {embedding.dims} numbers" if embedding.dims > _NUMBERS else ""
-    return f"{embedding.post_id}\t[{numbers}{more}]\t{_origin(embedding)}\t{_latency_ms(embedding)} ms"
+    return f"{embedding.post_id}\t[{numbers}{more}]\t{origin_name(embedding.origin)}\t{_latency_ms(embedding)} ms"
 
 
 def _json(embedding: Embedding) -> str:
@@ -91,7 +90,7 @@ def _json(embedding: Embedding) -> str:
         "id": embedding.post_id,
         "ray": embedding.ray,
         "version": embedding.version,
-        "origin": _origin(embedding),
+        "origin": origin_name(embedding.origin),
         "latency_ms": _latency_ms(embedding),
         "posted_ms": embedding.posted_ms,
         "fingerprint": embedding.fingerprint.hex(),
@@ -100,10 +99,6 @@ def _json(embedding: Embedding) -> str:
         "vector": vectors_of([embedding])[0].tolist(),
     }
     return msgspec.json.encode(row).decode()
-
-
-def _origin(embedding: Embedding) -> str:
-    return _ORIGINS.get(embedding.origin, "unknown")
 
 
 def _latency_ms(embedding: Embedding) -> int:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from manyray.segments import Segments, Stored, write_npy_header
+from manyray.whole_file import whole_file
 from schemas.errors import Fatal
 
 Parts = Iterator[tuple[list[str], Stored]]
@@ -24,10 +25,7 @@ def writer_of(path: Path) -> Writer:
     if found is None:
         raise Fatal(f"{path} is of no known kind: name it .npy, .parquet or .jsonl")
     if found is _write_parquet:
-        try:
-            import pyarrow  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
-        except ImportError:
-            raise Fatal("Parquet needs pyarrow: pip install 'manyray[parquet]'") from None
+        import manyray.arrow  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport] - not everybody has it
     return found
 
 
@@ -39,13 +37,10 @@ def write_file(path: Path, segments: Segments, none: Stored, about: Mapping[str,
     Raises:
         Fatal: it cannot be written.
     """
-    beside = path.with_name(path.name + ".new")
     try:
-        with beside.open("wb") as file:
+        with whole_file(path) as file:
             writer_of(path)(file, segments, none, about)
-        beside.rename(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise Fatal(f"{path} cannot be written ({error.strerror}): run it again, nothing is computed twice") from None
 
 
@@ -59,8 +54,7 @@ def _write_npy(file: BinaryIO, segments: Segments, none: Stored, about: Mapping[
 
 def _write_parquet(file: BinaryIO, segments: Segments, none: Stored, about: Mapping[str, str]) -> None:
     """Columns id and vector, of the posts that have one."""
-    import pyarrow as arrow  # noqa: PLC0415 - not everybody has it
-    from pyarrow import parquet  # noqa: PLC0415
+    from manyray.arrow import arrow, parquet  # noqa: PLC0415 - not everybody has it
 
     kind = arrow.list_(arrow.from_numpy_dtype(none.dtype), none.shape[1])
     fields = [arrow.field("id", arrow.string()), arrow.field("vector", kind)]

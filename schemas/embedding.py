@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from schemas.public_pb2 import BINARY, FLOAT16, FLOAT32, INT8, DType, Embedding, Origin
+from schemas.public_pb2 import BINARY, CACHED, COMPUTED, FLOAT16, FLOAT32, INT8, DType, Embedding, Origin
 from schemas.vectors import Matrix, VectorForm
 
-_DTYPES: dict[str, DType] = {"float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "binary": BINARY}
-_OUTPUTS = {dtype: output for output, dtype in _DTYPES.items()}
+DTYPES: dict[str, DType] = {"float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "binary": BINARY}
+"""What a record says of each of `schemas.vectors.OUTPUTS`."""
+_OUTPUTS = {dtype: output for output, dtype in DTYPES.items()}
+_ORIGINS: dict[Origin, str] = {COMPUTED: "computed", CACHED: "cached"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class EmbeddingParts:
         return Embedding(
             ray=self.ray,
             version=self.version,
-            dtype=_DTYPES[self.form.output],
+            dtype=DTYPES[self.form.output],
             scale=self.form.scale,
             origin=origin,
             embedded_ms=embedded_ms,
@@ -55,6 +57,11 @@ def form_of(embedding: Embedding) -> VectorForm | None:
         return None
     form = VectorForm(output, embedding.scale)
     return form if len(embedding.vector) * 8 == embedding.dims * form.bits else None
+
+
+def origin_name(origin: Origin) -> str:
+    """As a word: computed, cached, or unknown."""
+    return _ORIGINS.get(origin, "unknown")
 
 
 def vectors_of(embeddings: list[Embedding]) -> Matrix:

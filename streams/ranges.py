@@ -80,10 +80,10 @@ class TopicRanges:
             end, expected = self._ends[at], self._next[at]
             if expected >= end:  # fetched before it was no longer asked for
                 continue
-            if error is not None and offset < end:  # where the partition ends
+            if offset < (expected if error is None else end):  # it begins anew, or ends
                 raise Fatal(
-                    f"{self._topic}/{at} ends at {offset}, before the {end} of the range: made anew, or it lost its "
-                    "end; cancel the job, and begin another"
+                    f"{self._topic}/{at} ends before the {end} of the range: made anew, or it lost its end; begin "
+                    "with another range"
                 )
             if offset - expected >= _GAP_MIN:
                 gone += self._removed(at, expected, min(offset, end))
