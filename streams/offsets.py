@@ -16,7 +16,7 @@ from streams.topics import list_partitions
 
 ASK_S = 30.0
 _OFFSETS = re.compile(r"\d+:\d+(,\d+:\d+)*")
-_AGO = re.compile(r"(\d+)(s|m|h|d)")
+_AGO = re.compile(r"(\d{1,9})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 WAYS = "beginning, now, a time (2026-11-02, 2026-11-02T08:30, 90m, 12h or 7d ago), or offsets (0:1200,1:1180)"
 
@@ -36,17 +36,23 @@ def parse_bound(text: str, option: str) -> Bound:
         Fatal: it is none of `WAYS`.
     """
     if text in ("beginning", "now"):
+        if text == ("now" if option == "--from" else "beginning"):
+            raise Fatal(f"{option} {text} is a range of nothing: leave it out, or name a time or offsets")
         return Bound()
     if _OFFSETS.fullmatch(text):
         pairs = [pair.split(":") for pair in text.split(",")]
         return Bound(offsets={int(partition): int(offset) for partition, offset in pairs})
     if ago := _AGO.fullmatch(text):
-        return Bound(time_ms=clock.now_ms() - int(timedelta(**{_UNITS[ago[2]]: int(ago[1])}).total_seconds() * 1000))
+        return _since(clock.now_ms() - int(timedelta(**{_UNITS[ago[2]]: int(ago[1])}).total_seconds() * 1000))
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise Fatal(f"{option} {text} is neither of {WAYS}") from None
-    return Bound(time_ms=int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000))
+    return _since(int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000))
+
+
+def _since(time_ms: int) -> Bound:
+    return Bound(time_ms=max(0, time_ms))  # to Kafka, times before 1970 are the ends of a topic
 
 
 def find_ranges(settings: Settings, topic: str, start: Bound, end: Bound) -> tuple[Range, ...]:
