@@ -7,7 +7,7 @@ ROUND_TRIP_S = 2.0
 """What dedup takes for what a replay has in flight, at most."""
 LIVE_EXTRA_S = 0.05
 """The same beside live posts, which wait behind it: so much more than the least that it ever took."""
-POSTS_MIN, POSTS_MAX = 200, 20_000
+POSTS_MIN, POSTS_MAX = 200, 10_000
 WAITING_MIN = 20
 """Records of misses, of up to 100 posts each, that may wait for the encoder whatever its speed."""
 WAITING_S = 5.0

@@ -37,7 +37,7 @@ from streams.transactions import StageProducer
 
 _log = logging.getLogger("manyray.replay")
 
-IN_FLIGHT_MAX = 2
+IN_FLIGHT_MAX = 4
 """Transactions that dedup has not looked up."""
 LIVE_FOR_S = 30.0
 """After the last live post, how long others are reckoned with."""

@@ -12,7 +12,8 @@ import pytest
 from faults.cluster import Cluster
 from faults.guard import KINDS, Guard
 from manyray.client import Client
-from schemas.errors import Reject
+from manyray.job_orders import change_job
+from schemas.errors import Fatal, Reject
 from streams import clock, failpoints
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
@@ -20,6 +21,7 @@ from streams.topics import Topics, create_topics
 from streams.up import ROLES, Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, send
+from tests.replaying import begin, run
 from tests.test_cli import flags, manyray
 from tests.waiting import WAIT_S, wait_until
 
@@ -110,7 +112,38 @@ def names_of(settings: Settings) -> dict[str, str]:
     """Each topic by its field of `Topics`."""
     topics = Topics.of(settings, version_of(settings))
     others = {name: getattr(topics, name) for names in WRITES.values() for name in names}
-    return {"posts": topics.posts[0], **others}
+    return {"posts": topics.posts[0], "replays": topics.replays, **others}
+
+
+def test_the_rights_of_replays_are_enough(settings: Settings, open_to_all: Settings, guard: Guard) -> None:
+    """Who may do what docs/replays.md lists, and nothing else, can replay, see and change jobs."""
+    names = names_of(settings)
+    rights = [
+        *(("TOPIC", name, ["DESCRIBE"]) for name in names.values()),
+        *(
+            ("TOPIC", names[name], ["READ"])
+            for name in ("posts", "replays", "checkpoints", "lookups", "backfill_misses")
+        ),
+        *(("TOPIC", names[name], ["WRITE"]) for name in ("lookups", "replays", "rejected")),
+        ("GROUP", f"manyray.encode.{settings.ray}.backfill", ["DESCRIBE"]),
+        ("TRANSACTIONAL_ID", f"manyray.replay.{settings.ray}.*", ["DESCRIBE", "WRITE"]),
+        ("TRANSACTIONAL_ID", f"manyray.replays.{settings.ray}", ["DESCRIBE", "WRITE"]),
+        READER,
+    ]
+    with Pipeline(open_to_all) as pipeline:
+        pipeline.wait_ready(WAIT_S)
+        send(open_to_all, [post(f"p{number}", f"text {number}") for number in range(100)])
+        await_embeddings(open_to_all, 100)
+        with only(guard, rights):
+            job = begin(settings, settings.posts_topics[0], "allowed")
+            assert change_job(settings, job.name, rate=1_000.0)
+            done = run(settings, job)
+        assert (done.hits, done.misses, done.ended) == (100, 0, True)
+        with (
+            pytest.raises(Fatal, match=r"not allowed to .*uthorization.* grant it in the ACLs"),
+            only(guard, rights[:-2]),
+        ):
+            begin(settings, settings.posts_topics[0], "not-allowed")
 
 
 READER = ("GROUP", "manyray.reader", ["DESCRIBE"])
