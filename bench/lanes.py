@@ -14,20 +14,21 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_BEGINNING, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
 from bench.machine import describe
 from bench.pipeline import SAMPLE, STALL_S, publish
-from manyray.client import Client
 from manyray.job_orders import change_job
+from manyray.rays import find_embeddings_topic
 from schemas.post import Post, encode_post
+from schemas.public_pb2 import Embedding
 from streams import clients, clock
 from streams.settings import Settings, load_settings
 from streams.up import Pipeline
@@ -64,18 +65,23 @@ class Arrivals:
 
 @contextmanager
 def subscribed(settings: Settings) -> Generator[Arrivals]:
-    """What arrives at a subscriber of the ray while this stands."""
+    """What arrives at a plain consumer of the ray's embeddings while this stands."""
     arrivals, stop = Arrivals(), threading.Event()
 
     def subscribe() -> None:
-        with Client(settings) as client, client.subscribe(settings.ray, "bench", wait_s=0.01, idle_s=0.1) as batches:
+        with closing(clients.reader(settings)) as reader:
+            topic = find_embeddings_topic(settings, settings.ray)
+            reader.assign([TopicPartition(topic, at, OFFSET_BEGINNING) for at in range(settings.partitions)])
             while not stop.is_set():
-                for batch in batches:
-                    arrived_ms = clock.now_ms()
-                    with arrivals.changed:
-                        for embedding in batch.embeddings:
-                            arrivals.add(embedding.post_id.rpartition("-")[0], embedding.posted_ms, arrived_ms)
-                        arrivals.changed.notify_all()
+                messages = [message for message in reader.consume(1_000, 0.01) if message.error() is None]
+                arrived_ms = clock.now_ms()
+                with arrivals.changed:
+                    for message in messages:
+                        run = (message.key() or b"").decode().rpartition("-")[0]
+                        is_live = run.startswith("live")  # parsing all others would take longer than the pipeline
+                        posted_ms = Embedding.FromString(message.value() or b"").posted_ms if is_live else 0
+                        arrivals.add(run, posted_ms, arrived_ms)
+                    arrivals.changed.notify_all()
 
     with ThreadPoolExecutor(1) as pool:
         subscribing = pool.submit(subscribe)

@@ -7,6 +7,7 @@ ROUND_TRIP_S = 2.0
 """What dedup takes for what a replay has in flight, at most."""
 LIVE_EXTRA_S = 0.05
 """The same beside live posts, which wait behind it: so much more than the least that it ever took."""
+IN_FLIGHT_MAX = 4
 POSTS_MIN, POSTS_MAX = 200, 10_000
 WAITING_MIN = 20
 """Records of misses, of up to 100 posts each, that may wait for the encoder whatever its speed."""
@@ -28,11 +29,18 @@ class Pace:
     rate: float | None = None
     """Posts a second."""
     posts: int = POSTS_MIN
+    live_posts_max: int = POSTS_MAX
+    """Posts of a transaction beside live ones, which wait behind one transaction."""
     is_beside_live: bool = False
     """Whether live posts come now."""
     _least_s: float = ROUND_TRIP_S
     _is_starting: bool = True
     _due_s: float = 0.0
+
+    @property
+    def in_flight_max(self) -> int:
+        """Transactions that dedup has not looked up, at most."""
+        return 1 if self.is_beside_live else IN_FLIGHT_MAX
 
     def came_back(self, posts: int, seconds: float) -> None:
         """Note that so many posts in flight were looked up after so long."""
@@ -51,11 +59,12 @@ class Pace:
 
     def next(self, now_s: float) -> tuple[int, float]:
         """How many posts may be sent now, and how long to wait first if none may."""
+        most = min(self.posts, self.live_posts_max) if self.is_beside_live else self.posts
         if self.rate is None:
-            return self.posts, 0.0
+            return most, 0.0
         if now_s < self._due_s:
             return 0, self._due_s - now_s
-        return max(1, min(self.posts, int(self.rate * BURST_S))), 0.0
+        return max(1, min(most, int(self.rate * BURST_S))), 0.0
 
     def sent(self, posts: int, now_s: float) -> None:
         """Note what was sent; what was not sent in time is not made good."""

@@ -37,8 +37,6 @@ from streams.transactions import StageProducer
 
 _log = logging.getLogger("manyray.replay")
 
-IN_FLIGHT_MAX = 4
-"""Transactions that dedup has not looked up."""
 LIVE_FOR_S = 30.0
 """After the last live post, how long others are reckoned with."""
 TELL_S = 5.0
@@ -95,7 +93,9 @@ class Replay:
         self._ranges = {each.partition: each for each in job.ranges}
         self._lines: dict[Place, Line] = {}
         self._in_flight: deque[Sent] = deque()
-        self._pace, self._cushion = Pace(job.rate), Cushion()
+        # Beside live posts a chunk a partition: what a live one waits behind.
+        live_posts_max = settings.chunk_posts_max * settings.partitions
+        self._pace, self._cushion = Pace(job.rate, live_posts_max=live_posts_max), Cushion()
         self._epoch_ms = 0
         self._misses_due_s = self._told_s = 0.0
         self._is_behind = False
@@ -148,7 +148,7 @@ class Replay:
             return True
         self._look()
         posts, wait_s = self._pace.next(clock.monotonic_s())
-        is_held = self.job.order == "pause" or len(self._in_flight) >= IN_FLIGHT_MAX or self._is_behind
+        is_held = self.job.order == "pause" or len(self._in_flight) >= self._pace.in_flight_max or self._is_behind
         if is_held or not posts:
             self._backlog.take(_WAIT_S if is_held else min(wait_s, READ_S))
             if clock.monotonic_s() - self._told_s > TELL_S:

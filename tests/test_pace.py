@@ -32,11 +32,15 @@ def test_beside_live_posts_little_more_may_be_in_flight_than_takes_no_time():
     pace.held_up()
     pace.came_back(POSTS_MIN, 0.1)
     assert pace.posts == 10_000
-    pace.came_back(10_000, 0.1 + LIVE_EXTRA_S / 2)
-    assert pace.posts == 12_500
-    pace.came_back(12_500, 2 * (0.1 + LIVE_EXTRA_S))
+    pace.came_back(10_000, 2 * (0.1 + LIVE_EXTRA_S))
+    assert pace.posts == 5_000
+    pace.came_back(5_000, 0.1 + LIVE_EXTRA_S / 2)
     assert pace.posts == 6_250
+    pace.live_posts_max = 2_000
+    assert (pace.next(0.0), pace.in_flight_max) == ((2_000, 0.0), 1)
     pace.is_beside_live = False
+    assert pace.next(0.0) == (6_250, 0.0)
+    assert pace.in_flight_max > 1
     pace.came_back(6_250, 2 * (0.1 + LIVE_EXTRA_S))
     assert pace.posts == 7_812
 
