@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from manyray.flags import with_settings
-from manyray.signals import stop_on_signals
+from manyray.signals import Stop, stop_on_signals
 from streams.settings import Settings
 
 jobs_app = typer.Typer(help="The replays of a ray: list them, or change one.", no_args_is_help=True)
@@ -66,6 +66,13 @@ def replay(
     with stop_on_signals() as stop:
         job = begin_replay(settings, what)
         typer.echo(run_replay(settings, job.name, stop))
+    _exit_as_told(stop)
+
+
+def _exit_as_told(stop: Stop) -> None:
+    """What was stopped must not look whole to a script."""
+    if stop.number:
+        raise typer.Exit(128 + stop.number)
 
 
 @jobs_app.command("list")
@@ -88,6 +95,7 @@ def resume(settings: Settings, name: Annotated[str, _JOB]) -> None:
     os.nice(NICENESS)
     with stop_on_signals() as stop:
         typer.echo(go_on(settings, name, "run", stop))
+    _exit_as_told(stop)
 
 
 @jobs_app.command()
@@ -133,6 +141,7 @@ def cancel(settings: Settings, name: Annotated[str, _JOB]) -> None:
 
     with stop_on_signals() as stop:
         typer.echo(go_on(settings, name, "cancel", stop))
+    _exit_as_told(stop)
 
 
 @jobs_app.command()

@@ -5,17 +5,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
 from manyray.reading import STDIN, SUFFIXES, Format, PostFile, open_posts
 from schemas.errors import Fatal
-from schemas.post import Post
 from streams import clock
 from streams.jobs import Files, Range
 from streams.ranges import Read
 
+FILES_MAX = 1_000
+"""Of a job: each is a line of chunks in dedup's checkpoints."""
+READ_BYTES_MAX = 8 * 2**20
+"""Of rows that are read at once, beyond the last one."""
 PREFIX = "file:"
 """Before a file's name where a topic's stands: no topic has a colon."""
 
@@ -27,9 +30,10 @@ class FileRecord:
     name: str
     number: int
     row: int
-    post: Post
-    fields: Mapping[Any, Any]
-    """All that the row has, for a filter, and for whoever reads it in `rejected`."""
+    post_id: str
+    data: bytes
+    """The row as JSON, with the post's id and text: all that it has, for a filter, and for who reads it in `rejected`.
+    """
     read_ms: int
 
     def topic(self) -> str:
@@ -45,12 +49,12 @@ class FileRecord:
         return self.row
 
     def value(self) -> bytes:
-        """The row as JSON, with the post's id and text."""
-        return msgspec.json.encode({**self.fields, "id": self.post.id, "text": self.post.text}, enc_hook=str)
+        """The post, and its row's other fields, as JSON."""
+        return self.data
 
     def key(self) -> bytes:
         """The post's id."""
-        return self.post.id.encode()
+        return self.post_id.encode()
 
     def headers(self) -> list[tuple[str, bytes]]:
         """None."""
@@ -82,6 +86,8 @@ def find_files(source: str, layout: Format | None, id_field: str | None, text_fi
     for one in found:
         if not one.is_file():
             raise Fatal(f"{one} is no file that can be read again where a replay goes on: save it as one")
+    if len(found) > FILES_MAX:
+        raise Fatal(f"{path} holds {len(found)} files, and a replay has {FILES_MAX} at most: replay some after others")
     paths = tuple(str(one.resolve()) for one in found)
     return Files(paths, tuple(one.stat().st_size for one in found), layout, id_field, text_field)
 
@@ -125,16 +131,29 @@ class FileRanges:
         """As `Ranges.read`.
 
         Raises:
-            Fatal: a file has a row that is no post.
+            Fatal: a file has a row that is no post, or fewer than when the job began.
         """
-        records = list(islice(self._records, records_max))
-        for record in records:
+        records: list[FileRecord] = []
+        size_bytes = 0
+        for record in islice(self._records, records_max):
+            records.append(record)
             self._next[record.number] = record.row + 1
+            size_bytes += len(record.data)
+            if size_bytes > READ_BYTES_MAX:
+                break
+        if not records:
+            self._check_ends()
         return Read(records, dict(self._next))
 
     def close(self) -> None:
         """As `Ranges.close`."""
         self._opened.close()
+
+    def _check_ends(self) -> None:
+        for each in self._ranges:
+            if self._next[each.partition] < each.end:
+                path = self._files.paths[each.partition]
+                raise Fatal(f"{path} has fewer rows than when the job began: put it back, or cancel the job")
 
     def _read(self) -> Iterator[FileRecord]:
         for number, its in groupby(self._ranges, key=lambda one: one.partition):
@@ -146,7 +165,8 @@ class FileRanges:
             for each in ranges:
                 start = max(each.start, self._next[number])
                 for row, post in enumerate(islice(rows, start - at, each.end - at), start):
-                    yield FileRecord(self._name, number, row, post, posts.row, now_ms)
+                    data = msgspec.json.encode({**posts.row, "id": post.id, "text": post.text}, enc_hook=str)
+                    yield FileRecord(self._name, number, row, post.id, data, now_ms)
                 at = each.end
             self._opened.close()
 

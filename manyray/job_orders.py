@@ -49,7 +49,8 @@ def go_on(settings: Settings, name: str, order: Order, stop: threading.Event) ->
     changed = change_job(settings, name, order=order)
     jobs = Jobs(settings, topics_of(settings, settings.ray))
     _, before = find_job(jobs.read(), name)
-    deadline_s = clock.monotonic_s() + SILENT_S - (clock.now_ms() - before.told_ms) / 1000
+    silent_s = max(0.0, (clock.now_ms() - before.told_ms) / 1000)  # by a clock that may not be ours
+    deadline_s = clock.monotonic_s() + SILENT_S - silent_s
     while clock.monotonic_s() < deadline_s and not stop.wait(_LOOK_S):
         job, done = find_job(jobs.read(), name)
         if done.told_ms != before.told_ms:

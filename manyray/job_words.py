@@ -48,8 +48,8 @@ def table_of(jobs: Iterable[tuple[Job, Done]]) -> Table:
     return table
 
 
-def summary(job: Job, done: Done) -> str:
-    """What became of a job, in a line."""
+def summary(job: Job, done: Done, state: str = "") -> str:
+    """What became of a job, in a line; its state is as `state_of` says unless one is given."""
     counts = done.counts
     told = [f"{counts.posts:,} posts", f"hits {hit_ratio(done)}", f"{counts.rejected:,} rejected"]
     told += [
@@ -60,9 +60,8 @@ def summary(job: Job, done: Done) -> str:
     if counts.gone:
         told.append(f"{counts.gone:,} offsets gone, as retention removed them before they were read")
     end = "" if done.ended else f"; go on by `manyray jobs resume {job.name}`"
-    return (
-        f"replay {job.name} of {job.topic} {state_of(job, done)}, {share_done(job, done):.1%}: {', '.join(told)}{end}"
-    )
+    state = state or state_of(job, done)
+    return f"replay {job.name} of {job.topic} {state}, {share_done(job, done):.1%}: {', '.join(told)}{end}"
 
 
 def orders_of(job: Job) -> str:

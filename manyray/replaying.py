@@ -111,7 +111,7 @@ def run_replay(settings: Settings, name: str, stop: threading.Event) -> str:
     topics = topics_of(settings, settings.ray)
     jobs = Jobs(settings, topics)
     job, _ = find_job(jobs.read(), name)
-    if job.version != topics.version:
+    if job.version != topics.version and job.order != "cancel":
         raise Fatal(
             f"replay {name} is for version {job.version}, and the settings name {topics.version}: "
             f"set model to that of {job.version}"
@@ -122,7 +122,7 @@ def run_replay(settings: Settings, name: str, stop: threading.Event) -> str:
         Replay(settings, topics, Metrics.create(), job, source=source, stop=stop, on_done=on_done) as replay,
     ):
         replay.run()
-        return summary(replay.job, replay.done)
+        return summary(replay.job, replay.done, state="" if replay.done.ended else "stopped")
 
 
 def source_of(settings: Settings, job: Job, ranges: Sequence[Range]) -> Ranges:

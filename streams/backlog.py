@@ -1,11 +1,10 @@
 """What a replay has sent and the stages have not done yet, asked of the brokers: what its pace follows."""
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.chunk import Place
 from schemas.errors import Retry
@@ -18,7 +17,6 @@ from streams.topics import Topics
 ASK_S = 5.0
 """For one answer of the brokers."""
 _AT_ONCE = 1_000
-_AWAIT_S = 0.2
 
 
 class Backlog:
@@ -30,16 +28,24 @@ class Backlog:
         self.live_s = -math.inf
         """When dedup last told that it had looked up live posts."""
         self._partitions = range(settings.partitions)
+        self._draining: list[tuple[str, Callable[[], dict[int, int]]]] = []
+        self._left: dict[int, int] | None = None
+        """Of the first of these topics: ends that are not reached."""
+        self.drain_anew()
         with ExitStack() as held:
             self._reader = held.enter_context(closing(clients.reader(settings)))
+            self._uncommitted = held.enter_context(closing(clients.reader(settings, committed=False)))
+            # A record tells all that is asked: a broker gives at least one.
+            peeking = clients.reader(settings, fetch_message_max_bytes=1, queued_min_messages=1)
+            self._peeking = held.enter_context(closing(peeking))
             self._follower = held.enter_context(closing(clients.reader(settings)))
             self._group = held.enter_context(
                 closing(clients.consumer(settings, f"manyray.encode.{topics.ray}.backfill"))
             )
-            places = [
-                TopicPartition(topics.checkpoints, at, self._ends(topics.checkpoints)[at]) for at in self._partitions
-            ]
-            self._follower.assign(places)  # before they are read: none is missed
+            ends = self._ends(topics.checkpoints, self._reader)
+            self._follower.assign(
+                [TopicPartition(topics.checkpoints, *place) for place in ends.items()]
+            )  # before they are read: none is missed
             self._progress = {at: read_progress(settings, topics.checkpoints, at) for at in self._partitions}
             self._held = held.pop_all()
 
@@ -48,9 +54,16 @@ class Backlog:
         self._held.close()
 
     def take(self, wait_s: float) -> None:
-        """Take what dedup has told meanwhile, waiting at most so long for some."""
+        """Take what dedup has told meanwhile, waiting at most so long for some.
+
+        Raises:
+            Fatal: it may not be read.
+        """
         for message in self._follower.consume(_AT_ONCE, wait_s):
-            if message.error() is None and (progress := parse_checkpoint(message)) is not None:
+            if message.error() is not None:
+                if why := clients.why_unreadable(message):
+                    raise why
+            elif (progress := parse_checkpoint(message)) is not None:
                 partition = message.partition() or 0
                 if self._live(progress) != self._live(self._progress[partition]):
                     self.live_s = clock.monotonic_s()
@@ -65,43 +78,57 @@ class Backlog:
                     return False
         return True
 
-    def await_all(self, stop: threading.Event) -> None:
-        """Wait until all that is in `lookups` and in the misses now is looked up and encoded.
+    def is_drained(self) -> bool:
+        """Whether all that lay in `lookups` when this was first asked is looked up, and what lay in the misses then is
+        encoded: nothing that was sent before is under way.
 
         Raises:
-            Retry: `stop` was set, or the brokers did not answer.
+            Retry: the brokers did not answer.
         """
-        self._await(self._topics.lookups, self._looked_up, stop)
-        self._await(self._topics.backfill_misses, self.encoded, stop)
+        while self._draining:
+            topic, done = self._draining[0]
+            self._left = self._ends(topic, self._uncommitted) if self._left is None else self._left
+            offsets = done()
+            self._left = {
+                at: end
+                for at, end in self._left.items()
+                if not self._is_past(TopicPartition(topic, at, offsets[at]), end)
+            }
+            if self._left:
+                return False
+            self._left = None
+            self._draining.pop(0)
+        return True
+
+    def drain_anew(self) -> None:
+        """What `is_drained` tells is of what is there when it is asked next."""
+        self._draining = [
+            (self._topics.lookups, self._looked_up),
+            (self._topics.backfill_misses, self.encoded),
+        ]
+        self._left = None
 
     def misses(self) -> tuple[int, int]:
         """About how many records of the backfill's misses wait for the encoder, and how many it has taken in all."""
         encoded = self.encoded()
-        waiting = sum(max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses).items())
+        waiting = sum(
+            max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses, self._reader).items()
+        )
         return waiting, sum(encoded.values())
 
     def _looked_up(self) -> dict[int, int]:
         self.take(0.0)
         return {at: progress.lookups_offset for at, progress in self._progress.items()}
 
-    def _await(self, topic: str, done: Callable[[], dict[int, int]], stop: threading.Event) -> None:
-        left = self._ends(topic)
-        while left:
-            offsets = done()
-            for at in [at for at, end in left.items() if self._is_past(TopicPartition(topic, at, offsets[at]), end)]:
-                del left[at]
-            if left and stop.wait(_AWAIT_S):
-                raise Retry(f"{topic} was not waited for to its end")
-
     def _is_past(self, place: TopicPartition, end: int) -> bool:
-        """Whether no record lies from a place on before the end; markers of transactions may."""
+        """Whether no record lies, nor may come to be seen, from a place on before the end; markers may lie there."""
         if place.offset >= end:
             return True
-        first, is_record = clients.first_from(self._reader, place, timeout_s=ASK_S)
-        return not is_record or first >= end
+        first, _ = clients.first_from(self._peeking, place, timeout_s=ASK_S)
+        return first >= end  # and not at the end that an open transaction makes, which may hide some
 
     def tally(self) -> tuple[int, int]:
-        """Posts of the job that were looked up until `looked_up` was called last, and the hits among them."""
+        """Posts of the job that were looked up, as far as `take` has heard, and the hits among them."""
         mine = [
             source
             for progress in self._progress.values()
@@ -117,6 +144,9 @@ class Backlog:
             found = self._group.committed(asked, ASK_S)
         except KafkaException as error:
             raise Retry(f"how far encode got in {self._topics.backfill_misses}: {error.args[0].str()}") from None
+        for one in found:
+            if one.error is not None:  # its offset would look like that of a new group
+                raise Retry(f"how far encode got in {one.topic}/{one.partition}: {one.error.str()}")
         return {one.partition: max(0, one.offset) for one in found}
 
     def _live(self, progress: Progress) -> list[tuple[int, int]]:
@@ -127,5 +157,5 @@ class Backlog:
             if not job and topic in self._topics.posts
         ]
 
-    def _ends(self, topic: str) -> dict[int, int]:
-        return {at: clients.watermarks(self._reader, topic, at, timeout_s=ASK_S)[1] for at in self._partitions}
+    def _ends(self, topic: str, reader: Consumer) -> dict[int, int]:
+        return {at: clients.watermarks(reader, topic, at, timeout_s=ASK_S)[1] for at in self._partitions}

@@ -64,8 +64,11 @@ class Progress:
         return Progress(offset + 1, sources)
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether the chunk is done, by its numbers."""
-        return all(is_repeat(self.sources.get(line_of(source)), source) for source in chunk.sources)
+        """Whether the chunk is done, by its numbers; of a replay that has ended they are forgotten."""
+        return all(
+            (source.job and line_of(source) not in self.sources) or is_repeat(self.sources.get(line_of(source)), source)
+            for source in chunk.sources
+        )
 
     def to_bytes(self) -> bytes:
         """The value of the checkpoint record."""

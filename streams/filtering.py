@@ -1,11 +1,12 @@
 """Which posts of a range a replay is for: a JMESPath expression (https://jmespath.org) over each post's JSON."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import jmespath
 import msgspec
 from google.protobuf.message import DecodeError
-from jmespath.exceptions import JMESPathError
+from jmespath.exceptions import JMESPathError, JMESPathTypeError
 
 from schemas.errors import Fatal
 from schemas.post import is_protobuf
@@ -18,15 +19,16 @@ Wanted = Callable[[PostRecord], bool]
 def compile_filter(expression: str) -> Wanted:
     """What says whether a record's post is wanted: by the truth, as JMESPath has it, of the expression over its JSON.
 
-    Of a post in Protobuf the JSON has `id` and `text`. What is no post is wanted, as it is to be rejected; so is a post
-    for which the expression makes no sense, as `contains(lang, 'e')` where `lang` is a number: it is not.
+    Of a post in Protobuf the JSON has `id` and `text`. What is neither JSON nor Protobuf is wanted, as it is to be
+    rejected; a post for which the expression makes no sense, as `contains(lang, 'e')` where `lang` is a number, is not.
 
     Raises:
         Fatal: it is no expression; or it calls a function that there is not.
     """
     try:
         search = jmespath.compile(expression).search
-        search({"id": "", "text": ""})
+        with suppress(JMESPathTypeError, TypeError):  # of fields that a post may have
+            search({"id": "", "text": ""})
     except JMESPathError as error:
         told = " ".join(str(error).split())
         raise Fatal(f"--filter {expression} is no JMESPath expression ({told}): such as \"lang == 'en'\"") from None
@@ -38,7 +40,7 @@ def compile_filter(expression: str) -> Wanted:
             return True
         try:
             return not _is_false(search(post))
-        except JMESPathError:
+        except (JMESPathError, TypeError, ArithmeticError):
             return False
 
     return is_wanted

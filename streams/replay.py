@@ -42,6 +42,8 @@ LIVE_FOR_S = 30.0
 TELL_S = 5.0
 """How often it says that it is at work, where it has nothing to send."""
 ASK_MISSES_S = 0.2
+DRAIN_S = 0.2
+"""How often it looks whether all has come out."""
 _WAIT_S = 0.02
 
 
@@ -49,7 +51,7 @@ _WAIT_S = 0.02
 class Sent:
     """A transaction in flight, and when it was committed."""
 
-    posts: int
+    records: int
     at_s: float
     lines: dict[Place, Line]
 
@@ -98,7 +100,7 @@ class Replay:
         self._pace, self._cushion = Pace(job.rate, live_posts_max=live_posts_max), Cushion()
         self._epoch_ms = 0
         self._misses_due_s = self._told_s = 0.0
-        self._is_behind = False
+        self._is_behind = self._is_cancelled = False
         self._producer = StageProducer.create(settings, f"manyray.replay.{topics.ray}.{job.name}", metrics, stop)
         with ExitStack() as held:
             held.callback(source.close)
@@ -120,18 +122,17 @@ class Replay:
             Fatal: it cannot go on, or another process has taken the job over.
         """
         with_retries(self.recover, self._stop)
-        running = threading.Event()  # set at a stop, or when there is nothing more to be sent
+        over = threading.Event()
 
         def step() -> bool:
-            sent = self.step()
-            if self._stop.is_set() or self.done.ended or not self._left():
-                running.set()
-            return sent
+            try:
+                return self.step()
+            finally:
+                if self._stop.is_set() or self.done.ended:
+                    over.set()
 
-        if not self.done.ended and self._left():
-            keep_going(step, self.recover, running)
-        if not self._stop.is_set() and not self.done.ended:
-            with_retries(self._end, self._stop, self.recover)
+        if not self.done.ended:
+            keep_going(step, self.recover, over)
 
     def step(self) -> bool:
         """Send a batch, or wait for a moment; says whether something was committed.
@@ -140,24 +141,23 @@ class Replay:
             Retry: it was not committed, or that is unknown: `recover`.
             Fatal: it cannot go on.
         """
-        self._asked.take()
-        self.job = job_of(self._asked[ASKED + self.job.name])
-        self._pace.rate, self._packer.share = self.job.rate, self.job.share or 0.0
-        if self.job.order == "cancel":
-            self._end()
+        if self.done.ended:  # its last commit was made, though nobody said so
             return True
+        self._asked.take()
+        self.job = self._asked_for()
+        if done_of(self._asked.get(DONE + self.job.name), self.job).epoch_ms > self._epoch_ms:
+            raise Fatal(f"another process has taken over replay {self.job.name}: this one ends")
+        self._pace.rate, self._packer.share = self.job.rate, self.job.share or 0.0
+        if self.job.order == "cancel" or self._is_cancelled or not self._left():
+            return self._finish()
         self._look()
         posts, wait_s = self._pace.next(clock.monotonic_s())
         is_held = self.job.order == "pause" or len(self._in_flight) >= self._pace.in_flight_max or self._is_behind
         if is_held or not posts:
-            self._backlog.take(_WAIT_S if is_held else min(wait_s, READ_S))
-            if clock.monotonic_s() - self._told_s > TELL_S:
-                self._send(Read([], self.done.next_offsets))
-                return True
-            return False
+            return self._wait(_WAIT_S if is_held else min(wait_s, READ_S))
         read = self._source.read(posts)
         if read.next_offsets == self.done.next_offsets:
-            return False
+            return self._wait(0.0)
         self._send(read)
         return True
 
@@ -165,15 +165,22 @@ class Replay:
         """Take the job over from whoever had it, and go on where it was committed."""
         self._producer.open()
         self._asked.catch_up()
-        found = self._asked.get(ASKED + self.job.name)
-        if found is None:
-            raise Fatal(f"there is no replay {self.job.name}: see `manyray jobs`")
-        self.job = job_of(found)
+        self.job = self._asked_for()
         self.done = done_of(self._asked.get(DONE + self.job.name), self.job)
         self._epoch_ms = max(clock.now_ms(), self.done.epoch_ms + 1)  # of lines that are this process's alone
         self._lines.clear()
         self._in_flight.clear()
-        self._source.go_to(self.done.next_offsets)
+        self._backlog.drain_anew()
+        # What is cancelled may be of files that are gone.
+        self._is_cancelled = self.job.order == "cancel"
+        if not self._is_cancelled:
+            self._source.go_to(self.done.next_offsets)
+
+    def _asked_for(self) -> Job:
+        found = self._asked.get(ASKED + self.job.name)
+        if found is None:
+            raise Fatal(f"there is no replay {self.job.name}: see `manyray jobs list`")
+        return job_of(found)
 
     def _left(self) -> list[int]:
         """The partitions that are not read to the end of their range."""
@@ -186,7 +193,7 @@ class Replay:
         self._pace.is_beside_live = now_s - self._backlog.live_s < LIVE_FOR_S
         while self._in_flight and self._backlog.is_looked_up(self._in_flight[0].lines):
             first = self._in_flight.popleft()
-            self._pace.came_back(first.posts, now_s - first.at_s)
+            self._pace.came_back(first.records, now_s - first.at_s)
         if now_s >= self._misses_due_s:
             self._misses_due_s = now_s + ASK_MISSES_S
             waiting, encoded = self._backlog.misses()
@@ -214,11 +221,26 @@ class Replay:
         self._lines.update(lines)
         self._pace.sent(len(read.records), now_s)
         if batch.chunks:
-            self._in_flight.append(Sent(counts.posts, clock.monotonic_s(), lines))
+            self._backlog.drain_anew()
+            self._in_flight.append(Sent(len(read.records), clock.monotonic_s(), lines))
+
+    def _wait(self, wait_s: float) -> bool:
+        """Wait, and now and then tell that there is somebody at it; says whether that was told."""
+        self._backlog.take(wait_s)
+        if clock.monotonic_s() - self._told_s < TELL_S:
+            return False
+        self._send(Read([], self.done.next_offsets))
+        return True
+
+    def _finish(self) -> bool:
+        """End the job if all that it sent has come out; says whether something was committed."""
+        if not self._backlog.is_drained():
+            return self._wait(DRAIN_S)
+        self._end()
+        return True
 
     def _end(self) -> None:
-        """Once all that was sent has come out, end the job's lines, and the job."""
-        self._backlog.await_all(self._stop)
+        """End the job's lines, and the job."""
         posts, hits = self._backlog.tally()
         done = msgspec.structs.replace(self.done, told_ms=clock.now_ms(), hits=hits, misses=posts - hits, ended=True)
         last = Chunk(

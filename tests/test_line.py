@@ -104,3 +104,18 @@ def test_progress_stops_at_a_gap_unless_told_to_go_on():
     assert before.sources["posts", 0, ""].sequence == 1
     after = before.after(Chunk(sources=[source(3)]), 1, accept_gaps=True)
     assert after.after(Chunk(sources=[source(4)]), 2).lookups_offset == 3
+
+
+def test_a_line_of_a_replay_is_kept_with_its_sums_until_the_replay_ends():
+    """Then it is forgotten, and its chunks count as done: they are read again after a commit that nobody told of."""
+    of_live = Chunk(ids=["a"], sources=[source(1)])
+    first = Chunk(ids=["a", "b", "c"], sources=[Source(topic="old", epoch_ms=5, sequence=1, job="j")])
+    last = Chunk(sources=[Source(topic="old", job="j", ended=True)])
+    progress = Progress().after(of_live, 0, hits=1).after(first, 1, hits=2)
+    assert [(one.posts, one.hits) for one in progress.sources.values()] == [(0, 0), (3, 2)]
+    assert progress.has(first)
+    progress = progress.after(last, 2)
+    assert list(progress.sources) == [("posts", 0, "")]
+    assert progress.has(first)
+    assert progress.has(last)
+    assert not progress.has(Chunk(sources=[source(2)]))

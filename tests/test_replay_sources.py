@@ -13,6 +13,7 @@ from confluent_kafka.admin import NewTopic
 from pyarrow import parquet
 
 from manyray.file_ranges import FileRanges
+from manyray.job_orders import go_on
 from manyray.job_words import summary
 from schemas.errors import Fatal
 from schemas.public_pb2 import Post
@@ -146,4 +147,11 @@ def test_every_refusal_of_files_names_the_remedy(settings: Settings, topics: Top
     job = begin(settings, folder / "a.jsonl", "changed")
     (folder / "a.jsonl").write_text('{"id": "other", "text": "short"}')
     with pytest.raises(Fatal, match=r"a.jsonl is not as it was when the job began: put it back, or cancel the job"):
+        run(settings, job)
+    assert "changed of file:a.jsonl cancelled" in go_on(settings, job.name, "cancel", threading.Event())
+    job = begin(settings, folder / "b.csv", "fewer")
+    data = (folder / "b.csv").read_bytes()
+    lines = data.splitlines(keepends=True)
+    (folder / "b.csv").write_bytes(b"".join(lines[:-1]) + b"\n" * len(lines[-1]))  # of the same size
+    with pytest.raises(Fatal, match=r"b.csv has fewer rows than when the job began: put it back, or cancel the job"):
         run(settings, job)
