@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import NewPartitions
 
 from manyray.job_orders import change_job, forget_job, go_on
@@ -45,7 +46,10 @@ def replaying(settings: Settings, job: Job) -> Replay:
 def old(settings: Settings, topic: str) -> str:
     """A topic of 2,000 posts of 500 contents, six bad records and three tombstones; it is none that ingest reads."""
     records = [post(f"old{number}", f"text {number % CONTENTS}") for number in range(POSTS)]
-    send(into(settings, topic), [*records, *[b"{}", b"{", b'{"id": "x"}'] * 2, *[None] * 3])
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers})
+    for number, value in enumerate([*records, *[b"{}", b"{", b'{"id": "x"}'] * 2, *[None] * 3]):
+        producer.produce(topic, value, partition=number % 2)
+    assert producer.flush(WAIT_S) == 0
     return topic
 
 

@@ -212,7 +212,7 @@ def test_offsets_are_committed_with_the_records(settings, topic, transactional_i
 
 def progress(offset: int) -> Progress:
     """A checkpoint with something in it."""
-    return Progress(offset, {("posts", 1): Source(topic="posts", partition=1, epoch_ms=7, sequence=offset)})
+    return Progress(offset, {("posts", 1, ""): Source(topic="posts", partition=1, epoch_ms=7, sequence=offset)})
 
 
 def save(producer: TransactionalProducer, topic: str, *offsets: int) -> None:
