@@ -15,10 +15,9 @@ from bench.machine import Speed, describe
 from bench.memory import bound_topics
 from bench.pipeline import await_total, hit_path, publish, texts, total
 from streams.broker import Broker
+from streams.control import create_ray
 from streams.settings import load_settings
-from streams.topics import create_topics
 from streams.up import Pipeline
-from streams.version import version_of
 
 DELIVERIES = ("exactly_once", "at_least_once")
 WARM_RUNS = 2
@@ -38,7 +37,7 @@ def start(servers: str, delivery: str, folder: Path) -> Pipeline:
         delivery=delivery,
         log_level="warning",
     )
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     return Pipeline(settings)
 
 

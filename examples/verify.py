@@ -92,7 +92,7 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
     A post is contradicted if it is both embedded and rejected, and strange if what was made of it is not of it. Only
     what was made for `job` counts, if one is named; deletions are no posts of it.
     """
-    _, ray, _ = embeddings.split(".")
+    _, ray, version = embeddings.split(".")
     sent: dict[Place, bytes | None] = {}
     for topic in posts:
         for message in records(servers, topic):
@@ -120,6 +120,8 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
         headers = {name: value for name, value in message.headers() or [] if isinstance(value, bytes)}
         topic = headers["manyray-topic"].decode()
         is_of = headers["manyray-ray"].decode() == ray and headers.get("manyray-job", b"").decode() == job
+        # What ingest rejects is rejected in every version.
+        is_of = is_of and headers.get("manyray-version", version.encode()).decode() == version
         if topic in posts and is_of:
             place = (topic, int(headers["manyray-partition"]), int(headers["manyray-offset"]))
             strange += sent.get(place) != message.value()

@@ -49,7 +49,7 @@ def _group_coordinator(run: Run) -> int:
 
 
 def _transaction_coordinator(run: Run) -> int:
-    return run.cluster.coordinator_of_transaction(f"manyray.dedup.{run.settings.ray}.0")
+    return run.cluster.coordinator_of_transaction(f"{run.topics.dedup_group}.0")
 
 
 TARGETS: dict[str, Find] = {

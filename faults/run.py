@@ -24,9 +24,10 @@ from faults.inside import await_ends, find_problems
 from faults.live import Live
 from faults.surroundings import clocks, disk, environment, logged_to, set_clock
 from streams import clock, failpoints
+from streams.control import create_ray
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
-from streams.topics import Topics, create_topics
+from streams.topics import Topics
 from streams.up import ROLES, Pipeline
 from streams.version import version_of
 
@@ -244,7 +245,7 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
                 **fault.settings,
             )
             direct = settings.model_copy(update={"bootstrap_servers": cluster.direct_servers, "kafka": {}})
-            create_topics(direct, version_of(direct))
+            create_ray(direct)
             if fault.clock:
                 held.enter_context(clocks(points, "roles"))
             load = Load(seed, fault.text_chars)

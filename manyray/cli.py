@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NoReturn, Protocol, cast
 import typer
 
 from manyray.cli_jobs import WIDTH_PIPED, jobs_app, replay
+from manyray.cli_rays import rays_app
 from manyray.flags import BadUsage, with_settings
 from manyray.signals import stop_on_signals
 from schemas.errors import ManyrayError, Retry
@@ -29,6 +30,7 @@ app = typer.Typer(
 topics_app = typer.Typer(help="The topics of the pipeline: create, list or check them.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(rays_app, name="rays")
 app.command()(replay)
 
 # ClickException, of click itself or of the copy of it that newer Typers carry.
@@ -106,7 +108,7 @@ def ingest(settings: Settings) -> None:
 @with_settings
 def dedup(settings: Settings) -> None:
     """Run one dedup process: what was computed before is served from its table."""
-    from streams.dedup_app import run
+    from streams.dedup_role import run
 
     _run_role(run, settings)
 
@@ -115,7 +117,7 @@ def dedup(settings: Settings) -> None:
 @with_settings
 def encode(settings: Settings) -> None:
     """Run one encoder process: what was never seen is computed."""
-    from streams.encode import run
+    from streams.encode_role import run
 
     _run_role(run, settings)
 
@@ -227,10 +229,9 @@ def export(
 @with_settings
 def create(settings: Settings) -> None:
     """Create the topics that are missing."""
-    from streams.topics import create_topics
-    from streams.version import version_of
+    from streams.control import create_ray
 
-    created = create_topics(settings, version_of(settings))
+    created = create_ray(settings)
     typer.echo("\n".join(f"created {name}" for name in created) or "nothing to do: every topic exists")
 
 
@@ -241,20 +242,20 @@ def list_(settings: Settings) -> None:
     from rich.console import Console
 
     from manyray.topic_table import topic_table
-    from streams.version import version_of
+    from streams.control import planned_versions
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH_PIPED)
-    console.print(topic_table(settings, version_of(settings)))
+    console.print(topic_table(settings, *planned_versions(settings)))
 
 
 @topics_app.command()
 @with_settings
 def check(settings: Settings) -> None:
     """Say what is wrong with the topics, and the remedy; the exit code is 1 if anything is."""
+    from streams.control import planned_versions
     from streams.topics import find_problems
-    from streams.version import version_of
 
-    problems = find_problems(settings, version_of(settings))
+    problems = find_problems(settings, *planned_versions(settings))
     for problem in problems:
         typer.echo(problem)
     if problems:

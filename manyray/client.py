@@ -1,6 +1,7 @@
 """The client: publish posts, subscribe to embeddings, or do both at once with `embed`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -10,7 +11,8 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from manyray.embedding_call import collect
-from manyray.rays import find_embeddings_topic
+from manyray.promoted import PromotedSubscription
+from manyray.rays import find_embeddings_topic, open_control
 from manyray.subscription import Subscription
 from schemas.errors import Fatal, Reject, Retry
 from schemas.post import Post, encode_post
@@ -99,27 +101,38 @@ class Client:
         batch_posts: int = 500,
         wait_s: float = 0.2,
         idle_s: float | None = None,
+        on_switch: Callable[[str, str], object] = lambda _before, _now: None,
     ) -> Subscription:
         """Iterate over batches of a ray's embeddings, as a member of the consumer group `group`.
 
-        `ray` is `textray@<version>`, or `textray` for the version that the settings name, else the only one there is.
+        `ray` is `textray@<version>`, or `textray` for the version that this name means: when another one is promoted,
+        the subscription goes on in its embeddings where those of the one before end, and calls `on_switch` with both
+        versions; each batch is of one, and says of which.
         `start` says where a new group begins. A batch has at most `batch_posts` embeddings, and fewer if no more
         arrive within `wait_s`. The iteration is endless, or ends when nothing arrived for `idle_s`. Only what was
         consumed is committed: see `Subscription`.
 
         Raises:
-            Fatal: there is no such ray, or it has several versions.
+            Fatal: there is no such ray, or no such version of it.
+            Retry: the brokers did not answer in time.
         """
-        topic = find_embeddings_topic(self.settings, ray)
-        consumer = clients.consumer(self.settings, group, auto_offset_reset=start)
-        subscription = Subscription(
-            consumer,
-            topic,
-            batch_posts=batch_posts,
-            wait_s=wait_s,
-            idle_s=idle_s,
-            on_close=self._subscriptions.discard,
-        )
+        how: dict[str, Any] = {
+            "batch_posts": batch_posts,
+            "wait_s": wait_s,
+            "idle_s": idle_s,
+            "on_close": self._subscriptions.discard,
+        }
+        if "@" in ray:
+            topic = find_embeddings_topic(self.settings, ray)
+            consumer = clients.consumer(self.settings, group, auto_offset_reset=start)
+            subscription = Subscription(consumer, topic, **how)
+        else:
+            with ExitStack() as held:
+                control = held.enter_context(closing(open_control(self.settings, ray)))
+                consumer = clients.consumer(self.settings, group, auto_offset_reset=start, enable_partition_eof=True)
+                held.callback(consumer.close)
+                subscription = PromotedSubscription(consumer, ray, control, start=start, on_switch=on_switch, **how)
+                held.pop_all()  # it closes them
         self._subscriptions.add(subscription)
         return subscription
 

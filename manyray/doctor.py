@@ -19,6 +19,7 @@ from rich.text import Text
 from encoders.source import CARRIED_PACKAGE
 from schemas.errors import ManyrayError
 from streams.broker import read_running
+from streams.control import planned_versions
 from streams.endpoint import DEFAULT_PORT
 from streams.kafka_jars import KAFKA_VERSION, damaged, kafka_folder, pinned
 from streams.settings import Settings
@@ -193,7 +194,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         return
     list_partitions(settings)
     yield Finding("ok", f"brokers answer at {servers}")
-    problems = find_problems(settings, version_of(settings))
+    problems = find_problems(settings, *planned_versions(settings))
     yield from (Finding("problem", problem) for problem in problems)
     if not problems:
         yield Finding("ok", "topics are as they should be")

@@ -2,9 +2,10 @@
 
 from rich.table import Table
 
-from manyray.replaying import Wanted, plan_job, topics_of
+from manyray.replaying import Wanted, find_served, plan_job
 from manyray.sampling import SAMPLE_OFFSETS, read_sample, spread
 from manyray.trial import Trial, try_encoder
+from streams.control import topics_of
 from streams.estimate import Estimate, Sampled, estimate
 from streams.jobs import Job
 from streams.probe import count_hits
@@ -20,10 +21,11 @@ def dry_run(settings: Settings, wanted: Wanted) -> Table:
         Fatal: as `plan_job`; or the model cannot be loaded.
     """
     job = plan_job(settings, wanted)
-    topics = topics_of(settings, wanted.ray)
-    seen = read_sample(settings, topics, job, spread(job.ranges, SAMPLE_OFFSETS))
+    served = find_served(settings, wanted.ray)
+    topics = topics_of(settings, served)
+    seen = read_sample(settings, job, spread(job.ranges, SAMPLE_OFFSETS))
     cached = count_hits(settings, topics, seen.contents) if seen.contents else None
-    trial = try_encoder(settings, seen.texts)
+    trial = try_encoder(served.settings(settings), seen.texts)
     sampled = Sampled(
         offsets=seen.offsets,
         posts=seen.posts,

@@ -27,7 +27,7 @@ def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object
         Fatal: a topic is missing.
     """
     topic = find_embeddings_topic(settings, settings.ray)
-    rejected = Topics.of(settings, "").rejected
+    rejected, version = Topics.of(settings, "").rejected, topic.rpartition(".")[2].encode()
     consumer = clients.reader(settings)
     try:
         # Where the topics end before the posts are sent: what is made of them comes after.
@@ -53,7 +53,9 @@ def collect(settings: Settings, ids: Sequence[str], publish: Callable[[], object
                 if not message.error() and message.topic() == rejected:
                     headers = {name: value for name, value in headers_of(message) or [] if isinstance(value, bytes)}
                     index = index_of.get((message.key() or b"").decode("utf-8", "replace"))
-                    if index is not None and headers.get("manyray-ray") == settings.ray.encode():
+                    is_ours = headers.get("manyray-ray") == settings.ray.encode()
+                    is_ours = is_ours and headers.get("manyray-version", version) == version  # none: of every version
+                    if index is not None and is_ours:
                         refused[index] = _reason(headers, index)
     finally:
         consumer.close()

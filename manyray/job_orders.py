@@ -6,9 +6,10 @@ import msgspec
 from rich.table import Table
 
 from manyray.job_words import SILENT_S, orders_of, state_of, summary, table_of
-from manyray.replaying import find_job, run_replay, topics_of
+from manyray.replaying import find_job, run_replay
 from schemas.errors import Fatal
 from streams import clock
+from streams.control import check_ray
 from streams.jobs import Done, Job, Jobs, Order
 from streams.settings import Settings
 
@@ -17,7 +18,7 @@ _LOOK_S = 0.5
 
 def list_jobs(settings: Settings) -> Table:
     """A row for each job, the oldest first."""
-    return table_of(Jobs(settings, topics_of(settings, settings.ray)).read().values())
+    return table_of(Jobs(settings).read().values())
 
 
 def change_job(settings: Settings, name: str, **changes: object) -> str:
@@ -26,7 +27,7 @@ def change_job(settings: Settings, name: str, **changes: object) -> str:
     Raises:
         Fatal: there is none of that name, or it has ended.
     """
-    jobs = Jobs(settings, topics_of(settings, settings.ray))
+    jobs = Jobs(settings)
     changed: list[Job] = []
 
     def decide(known: dict[str, tuple[Job, Done]]) -> Job:
@@ -47,7 +48,7 @@ def go_on(settings: Settings, name: str, order: Order, stop: threading.Event) ->
         Fatal: there is none of that name, it has ended, or it cannot go on.
     """
     changed = change_job(settings, name, order=order)
-    jobs = Jobs(settings, topics_of(settings, settings.ray))
+    jobs = Jobs(settings)
     _, before = find_job(jobs.read(), name)
     silent_s = max(0.0, (clock.now_ms() - before.told_ms) / 1000)  # by a clock that may not be ours
     deadline_s = clock.monotonic_s() + SILENT_S - silent_s
@@ -59,17 +60,18 @@ def go_on(settings: Settings, name: str, order: Order, stop: threading.Event) ->
 
 
 def forget_job(settings: Settings, name: str) -> str:
-    """Forget a job that has ended.
+    """Forget a job that has ended, or whose version was retired.
 
     Raises:
         Fatal: there is none of that name, or it has not ended.
     """
+    names = check_ray(settings).names
 
     def decide(known: dict[str, tuple[Job, Done]]) -> str:
         job, done = find_job(known, name)
-        if not done.ended:
+        if not done.ended and job.version in names:
             raise Fatal(f"replay {name} is {state_of(job, done)}: end it first by `manyray jobs cancel {name}`")
         return name
 
-    Jobs(settings, topics_of(settings, settings.ray)).change(decide)
+    Jobs(settings).change(decide)
     return f"forgot replay {name}"

@@ -1,40 +1,57 @@
 """Which topics there are, and which of them a ray's name means."""
 
+import threading
+
 from schemas.errors import Fatal
+from streams.attempts import with_retries
+from streams.compacted import Latest
+from streams.control import check_begun, ray_in
 from streams.settings import Settings
-from streams.topics import list_partitions
-from streams.version import version_of
+from streams.topics import Topics, list_partitions
+
+_PREFIX = "embeddings."
 
 
 def find_embeddings_topic(settings: Settings, ray: str) -> str:
-    """The topic of `<ray>@<version>`, or of `<ray>`: the version of the settings, else the only one there is.
+    """The topic of `<ray>@<version>`, or of `<ray>`: of the version that this name means now.
 
     Raises:
-        Fatal: there is none, or there are several and the settings name none of them.
+        Fatal: there is none.
     """
     name, _, version = ray.partition("@")
+    if not version:
+        control = open_control(settings, name)
+        control.close()
+        return Topics(name, ray_in(control).promoted, ()).embeddings
     existing = list_partitions(settings)
-    prefix = f"embeddings.{name}."
-    versions = sorted(topic.removeprefix(prefix) for topic in existing if topic.startswith(prefix))
+    versions = sorted(topic.rpartition(".")[2] for topic in existing if topic.startswith(f"{_PREFIX}{name}."))
     if not versions:
-        rays = sorted({topic.split(".")[1] for topic in existing if topic.startswith("embeddings.")})
-        known = f"there are {', '.join(rays)}" if rays else "there is none yet: run `manyray topics create`"
-        raise Fatal(f"no ray {name} on these brokers; {known}")
-    if version and version not in versions:
+        raise _no_ray(name, existing)
+    if version not in versions:
         raise Fatal(f"ray {name} has no version {version}; there are {', '.join(versions)}")
-    if len(versions) == 1:
-        return prefix + versions[0]
-    own = version or _own_version(settings, name)
-    if own in versions:
-        return prefix + own
-    raise Fatal(f"ray {name} has several versions: choose one as {name}@{f' or {name}@'.join(versions)}")
+    return Topics(name, version, ()).embeddings
 
 
-def _own_version(settings: Settings, ray: str) -> str:
-    """The version of the settings; empty if they are another ray's, or name a model that is not on this machine."""
-    if ray != settings.ray:
-        return ""
+def open_control(settings: Settings, name: str) -> Latest:
+    """The control topic of a ray, read to its end; the caller closes it.
+
+    Raises:
+        Fatal: there is no such ray.
+    """
+    topic, existing = Topics(name, "", ()).control, list_partitions(settings)
+    if topic not in existing:
+        raise _no_ray(name, existing)
+    control = Latest(settings, topic)
     try:
-        return version_of(settings)
-    except Fatal:
-        return ""
+        with_retries(control.catch_up, threading.Event())
+        check_begun(ray_in(control), topic)
+    except BaseException:
+        control.close()
+        raise
+    return control
+
+
+def _no_ray(name: str, existing: dict[str, int]) -> Fatal:
+    rays = sorted({topic.split(".")[1] for topic in existing if topic.startswith(_PREFIX)})
+    known = f"there are {', '.join(rays)}" if rays else "there is none yet: run `manyray topics create`"
+    return Fatal(f"no ray {name} on these brokers; {known}")

@@ -12,6 +12,7 @@ from manyray.job_words import show_job, state_of, summary
 from manyray.reading import Format
 from schemas.errors import Fatal
 from streams import clock
+from streams.control import check_ray, topics_of
 from streams.filtering import compile_filter
 from streams.jobs import Done, Files, Job, Jobs, Range
 from streams.metrics import Metrics
@@ -19,8 +20,7 @@ from streams.offsets import find_ranges, parse_bound
 from streams.ranges import Ranges, TopicRanges
 from streams.replay import Replay
 from streams.settings import Settings
-from streams.topics import Topics, check_topics
-from streams.version import spec_of
+from streams.versions import Served
 
 JOBS_MAX = 1_000
 """Jobs that are remembered: each is read by whoever begins or lists one."""
@@ -50,7 +50,7 @@ def plan_job(settings: Settings, wanted: Wanted) -> Job:
     Raises:
         Fatal: the ray, the source, a bound, the filter or the name is not to be had.
     """
-    topics = topics_of(settings, wanted.ray)
+    served = find_served(settings, wanted.ray)
     if wanted.filter:
         compile_filter(wanted.filter)
     files: Files | None = None
@@ -74,7 +74,7 @@ def plan_job(settings: Settings, wanted: Wanted) -> Job:
     if not _NAME.fullmatch(name):
         raise Fatal(f"--name {name} is none: 1 to 64 of a-z, 0-9, dot, hyphen and underscore, a letter or digit first")
     return Job(
-        name, topics.version, topic, ranges, now_ms, wanted.rate, wanted.share, filter=wanted.filter, files=files
+        name, served.version, topic, ranges, now_ms, wanted.rate, wanted.share, filter=wanted.filter, files=files
     )
 
 
@@ -98,7 +98,7 @@ def begin_replay(settings: Settings, wanted: Wanted) -> Job:
             )
         return job
 
-    Jobs(settings, topics_of(settings, wanted.ray)).change(decide)
+    Jobs(settings).change(decide)
     return job
 
 
@@ -108,14 +108,8 @@ def run_replay(settings: Settings, name: str, stop: threading.Event) -> str:
     Raises:
         Fatal: there is none of that name, it has ended, or it cannot go on.
     """
-    topics = topics_of(settings, settings.ray)
-    jobs = Jobs(settings, topics)
-    job, _ = find_job(jobs.read(), name)
-    if job.version != topics.version and job.order != "cancel":
-        raise Fatal(
-            f"replay {name} is for version {job.version}, and the settings name {topics.version}: "
-            f"set model to that of {job.version}"
-        )
+    job, _ = find_job(Jobs(settings).read(), name)
+    topics = topics_of(settings, find_served(settings, f"{settings.ray}@{job.version}"))
     source = source_of(settings, job, job.ranges)
     with (
         show_job(job) as on_done,
@@ -142,22 +136,17 @@ def find_job(jobs: dict[str, tuple[Job, Done]], name: str) -> tuple[Job, Done]:
     return jobs[name]
 
 
-def topics_of(settings: Settings, ray: str) -> Topics:
-    """The topics of a ray, `<ray>` or `<ray>@<version>`.
+def find_served(settings: Settings, ray: str) -> Served:
+    """A ray's version, `<ray>@<version>`, or `<ray>` for the promoted one.
 
     Raises:
-        Fatal: the settings are for another one, or a topic is missing.
+        Fatal: the settings are for another ray, it has no such version, or a topic is missing.
     """
-    spec = spec_of(settings)
     name, _, version = ray.partition("@")
     if name != settings.ray:
         raise Fatal(f'the settings serve ray {settings.ray}, and not {name}: set ray = "{name}"')
-    if version and version != spec.version:
-        raise Fatal(
-            f"ray {name} is served in version {spec.version}, and not {version}: set model to that of {version}"
-        )
-    check_topics(settings, spec.version)
-    return Topics.of(settings, spec.version, spec.form)
+    found = check_ray(settings)
+    return found.find(version or found.promoted)
 
 
 def _name(topic: str, now_ms: int) -> str:

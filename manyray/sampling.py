@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from manyray.replaying import source_of
-from schemas.content import fingerprinter
+from schemas.content import hasher
 from streams import clock
 from streams.filtering import compile_filter
 from streams.ingest import sort_posts
@@ -16,7 +16,6 @@ from streams.jobs import Job, Range
 from streams.packing import Packer
 from streams.ranges import Read
 from streams.settings import Settings
-from streams.topics import Topics
 
 SAMPLE_OFFSETS = 20_000
 """Read in all."""
@@ -33,7 +32,7 @@ _IDLE_S = 10.0
 class Seen:
     """What the records of a sample are.
 
-    offsets: read. post_bytes: of chunks of them. contents: how many posts have each, by fingerprint.
+    offsets: read. post_bytes: of chunks of them. contents: how many posts have each, by its hash.
     """
 
     offsets: int = 0
@@ -62,7 +61,7 @@ def spread(ranges: tuple[Range, ...], offsets_max: int) -> tuple[Range, ...]:
     return tuple(parts)
 
 
-def read_sample(settings: Settings, topics: Topics, job: Job, stretches: Sequence[Range]) -> Seen:
+def read_sample(settings: Settings, job: Job, stretches: Sequence[Range]) -> Seen:
     """Read stretches of a job's ranges as the job would, and send nothing.
 
     Raises:
@@ -71,8 +70,7 @@ def read_sample(settings: Settings, topics: Topics, job: Job, stretches: Sequenc
     """
     seen = Seen(sum(each.end - each.start for each in stretches))
     is_wanted = compile_filter(job.filter) if job.filter else None
-    fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
-    packer = Packer(fingerprint, settings.partitions, settings.chunk_posts_max)
+    packer = Packer(hasher(settings.salt.get_secret_value()), settings.partitions, settings.chunk_posts_max)
     for read in _reads(settings, job, stretches):
         there = [message for message in read.records if message.value() is not None]
         kept = [message for message in there if is_wanted(message)] if is_wanted else there
@@ -82,15 +80,15 @@ def read_sample(settings: Settings, topics: Topics, job: Job, stretches: Sequenc
         seen.tombstones += len(read.records) - len(there)
         seen.filtered += len(there) - len(kept)
         for _, builder in batch.chunks:
-            fingerprints = list(builder.fingerprints)
+            hashes = list(builder.fingerprints)
             seen.post_bytes += builder.size_bytes
-            for text, each in zip(builder.texts, fingerprints, strict=True):
+            for text, each in zip(builder.texts, hashes, strict=True):
                 is_room = len(seen.texts) < TEXTS_MAX and seen.text_bytes < TEXT_BYTES_MAX
                 if each not in seen.contents and is_room:
                     seen.texts.append(text.decode())
                     seen.text_bytes += len(text)
                 seen.contents[each] += 0
-            seen.contents.update(fingerprints[content] for content in builder.contents)
+            seen.contents.update(hashes[content] for content in builder.contents)
     return seen
 
 

@@ -9,6 +9,7 @@ from typing import Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
+from schemas.chunk import Place
 from schemas.embedding import form_of, vectors_of
 from schemas.errors import Fatal, ManyrayError, Retry
 from schemas.public_pb2 import Embedding
@@ -40,6 +41,8 @@ class Batch:
     vectors: Matrix
     embeddings: list[Embedding]
     deleted_ids: list[str] = field(default_factory=list[str])
+    version: str = ""
+    """The one that all of it is of; vectors of two must never be compared."""
 
     def __len__(self) -> int:
         """How many embeddings it holds."""
@@ -75,9 +78,10 @@ class Subscription:
         self._wait_s = wait_s
         self._idle_s = idle_s
         self._on_close = on_close
-        self._handed_out: dict[int, int] = {}
+        self._handed_out: dict[Place, int] = {}
+        """The offsets behind what was handed out, or is nobody's."""
         self._closed = False
-        consumer.subscribe([topic])
+        self._subscribe()
 
     def __iter__(self) -> Self:
         return self
@@ -95,7 +99,7 @@ class Subscription:
         while not self._closed:
             self._commit()
             try:
-                batch = read_batch(self._consumer.consume(self.batch_posts, self._wait_s), self._handed_out)
+                batch = self._read()
             except ManyrayError:
                 self.close(commit=False)  # nothing of it reached the caller, and the next read would begin behind it
                 raise
@@ -131,10 +135,17 @@ class Subscription:
         if not getattr(self, "_closed", True):
             self.close(commit=False)
 
+    def _subscribe(self) -> None:
+        self._consumer.subscribe([self.topic])
+
+    def _read(self) -> Batch | None:
+        """What has come, if anything has within a moment; it counts as handed out."""
+        return read_batch(self._consumer.consume(self.batch_posts, self._wait_s), self._handed_out)
+
     def _commit(self) -> None:
         if not self._handed_out:
             return
-        offsets = [TopicPartition(self.topic, partition, offset) for partition, offset in self._handed_out.items()]
+        offsets = [TopicPartition(*place, offset) for place, offset in self._handed_out.items()]
         self._handed_out.clear()
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
@@ -145,8 +156,12 @@ class Subscription:
             _log.warning("partitions moved to another member: what was consumed last may come again")
 
 
-def read_batch(messages: Iterable[Message], next_offsets: dict[int, int] | None = None) -> Batch | None:
-    """Decode records; None if there are none. `next_offsets` gets, by partition, the offset after the last.
+def read_batch(
+    messages: Iterable[Message], next_offsets: dict[Place, int] | None = None, *, of_bare_name: bool = False
+) -> Batch | None:
+    """Decode records of one topic; None if there are none. `next_offsets` gets, by place, the offset after the last.
+
+    With `of_bare_name` those are left out that are of their version alone.
 
     Raises:
         Fatal: as `Subscription.__next__`.
@@ -161,18 +176,21 @@ def read_batch(messages: Iterable[Message], next_offsets: dict[int, int] | None 
                 _log.debug("%s", error.str())
             continue
         if next_offsets is not None:
-            next_offsets[message.partition() or 0] = (message.offset() or 0) + 1
+            next_offsets[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
         value = message.value()
         if value is None:
             deleted.append((message.key() or b"").decode("utf-8", "replace"))
         else:
-            embeddings.append(decode_embedding(message, value))
+            embedding = decode_embedding(message, value)
+            if embedding.promoted or not of_bare_name:
+                embeddings.append(embedding)
     if not embeddings and not deleted:
         return None
     if len({(embedding.dims, embedding.dtype, embedding.scale) for embedding in embeddings}) > 1:
         raise Fatal("vectors of several kinds in one topic: something other than Manyray writes to it")
     # A copy: what `vectors_of` gives can only be read, which PyTorch warns of.
-    return Batch([one.post_id for one in embeddings], vectors_of(embeddings).copy(), embeddings, deleted)
+    version = embeddings[0].version if embeddings else ""
+    return Batch([one.post_id for one in embeddings], vectors_of(embeddings).copy(), embeddings, deleted, version)
 
 
 def decode_embedding(message: Message, value: bytes) -> Embedding:

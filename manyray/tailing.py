@@ -3,18 +3,20 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, Literal
 
 import msgspec
 from confluent_kafka import Consumer, TopicPartition
 
 from manyray.client import Client
-from manyray.rays import find_embeddings_topic
+from manyray.epochs import epochs_of
+from manyray.rays import find_embeddings_topic, open_control
 from manyray.subscription import Batch, Subscription, read_batch
 from schemas.embedding import origin_name, vectors_of
 from schemas.public_pb2 import Embedding
 from streams import clients
+from streams.control import ray_in
 from streams.settings import Settings
 from streams.topics import list_partitions
 
@@ -61,16 +63,24 @@ def _write(batches: Iterator[Batch], limit: int | None, as_json: bool) -> None:
 
 
 def _read_all(settings: Settings, ray: str, start: Start) -> Iterator[Batch]:
-    """All partitions of a ray from their begin or end, outside any group."""
-    topic = find_embeddings_topic(settings, ray)
-    with closing(clients.reader(settings)) as consumer:
+    """All partitions of a ray from their begin or end, outside any group; of a bare name what it means from then on."""
+    topic, is_bare = find_embeddings_topic(settings, ray), "@" not in ray
+    with ExitStack() as held:
+        consumer = held.enter_context(closing(clients.reader(settings)))
+        control = held.enter_context(closing(open_control(settings, ray))) if is_bare else None
         consumer.assign(
             [_place(consumer, topic, partition, start) for partition in range(list_partitions(settings)[topic])]
         )
         while True:
-            batch = read_batch(consumer.consume(_RECORDS, _WAIT_S))
+            batch = read_batch(consumer.consume(_RECORDS, _WAIT_S), of_bare_name=is_bare)
             if batch is not None:
                 yield batch
+            if control is not None and control.hear():
+                last = epochs_of(ray, ray_in(control))[-1]
+                if last.topic != topic:
+                    topic = last.topic
+                    sys.stderr.write(f"manyray: {ray} means version {last.version} from here on\n")
+                    consumer.assign([TopicPartition(topic, *place) for place in last.starts.items()])
 
 
 def _place(consumer: Consumer, topic: str, partition: int, start: Start) -> TopicPartition:

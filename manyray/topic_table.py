@@ -9,7 +9,7 @@ from streams.settings import Settings
 from streams.topics import find_problems, list_partitions, plan_topics
 
 
-def topic_table(settings: Settings, version: str) -> Table:
+def topic_table(settings: Settings, *versions: str) -> Table:
     """A row for each topic of these settings, and for the embeddings of other rays and versions.
 
     Records are the span of offsets, transaction markers included.
@@ -18,8 +18,8 @@ def topic_table(settings: Settings, version: str) -> Table:
         Fatal: no broker answers.
     """
     existing = list_partitions(settings)
-    problems = find_problems(settings, version)
-    purposes = {plan.name: plan.purpose for plan in plan_topics(settings, version)}
+    problems = find_problems(settings, *versions)
+    purposes = {plan.name: plan.purpose for plan in plan_topics(settings, *versions)}
     for name in sorted(existing):
         if name.startswith("embeddings."):
             purposes.setdefault(name, "embeddings of another version")

@@ -1,14 +1,14 @@
 """Packing posts into chunks, in either internal topic that carries them (`lookups`, `misses`)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
-from schemas.content import FINGERPRINT_BYTES, split_fingerprints
+from schemas.content import FINGERPRINT_BYTES, is_in_share, split_fingerprints
 from schemas.errors import Fatal
-from schemas.internal_pb2 import Chunk, Source
+from schemas.internal_pb2 import Chunk, Source, Standing
 
 _CONTENT_BYTES = 24  # a fingerprint, and tag and length of the text
 _POST_BYTES = 40  # the number columns, and tag and length of the id
@@ -66,7 +66,9 @@ class ChunkBuilder:
         self.offsets.append(offset)
         self.posted_ms.append(posted_ms)
 
-    def build(self, version: str, sources: Iterable[Source] | None = None) -> Chunk:
+    def build(
+        self, version: str, sources: Iterable[Source] | None = None, *, standings: Sequence[Standing] = ()
+    ) -> Chunk:
         """The chunk; `sources`, if they are more than places, stand in the order in which `self.sources` met them."""
         if sources is None:
             sources = [Source(topic=topic, partition=partition, job=self.job) for topic, partition in self.sources]
@@ -82,6 +84,7 @@ class ChunkBuilder:
             posted_ms=self.posted_ms,
             backfill=self.is_backfill,
             share=self.share,
+            standings=standings,
         )
 
 
@@ -115,10 +118,17 @@ def _is_whole(chunk: Chunk) -> bool:
     )
 
 
-def rekey(chunk: Chunk, fingerprint: Callable[[bytes], bytes], version: str) -> None:
-    """Change a chunk in place into one of another version."""
-    chunk.fingerprints = b"".join([fingerprint(text) for text in chunk.texts])
+def key_by(chunk: Chunk, fingerprints: Callable[[bytes], bytes], version: str) -> None:
+    """Change a chunk of `lookups` in place into a version's own, by what makes its fingerprints of hashes."""
+    chunk.fingerprints = fingerprints(chunk.fingerprints)
     chunk.version = version
+
+
+def sample(chunk: Chunk, share: float) -> Chunk:
+    """The chunk of those posts of a chunk of `lookups` whose contents are in a share of all."""
+    hashes = split_fingerprints(chunk.fingerprints)
+    is_in = [is_in_share(each, share) for each in hashes]
+    return select(chunk, hashes, [post for post, its in enumerate(chunk.contents) if is_in[its]]).build(chunk.version)
 
 
 def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBuilder:
@@ -141,4 +151,5 @@ def select(chunk: Chunk, fingerprints: list[bytes], posts: list[int]) -> ChunkBu
 def part_of(chunk: Chunk, content: int) -> Chunk:
     """The chunk of one content of a chunk, by index, and its posts."""
     posts = [post for post, its in enumerate(chunk.contents) if its == content]
-    return select(chunk, split_fingerprints(chunk.fingerprints), posts).build(chunk.version)
+    part = select(chunk, split_fingerprints(chunk.fingerprints), posts)
+    return part.build(chunk.version, standings=chunk.standings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from schemas.internal_pb2 import Standing
 from schemas.public_pb2 import BINARY, CACHED, COMPUTED, FLOAT16, FLOAT32, INT8, DType, Embedding, Origin
 from schemas.vectors import Matrix, VectorForm
 
@@ -25,8 +26,8 @@ class EmbeddingParts:
     version: str
     form: VectorForm = field(default_factory=VectorForm)
 
-    def head(self, origin: Origin, embedded_ms: int) -> bytes:
-        """What all records of a batch share."""
+    def head(self, origin: Origin, embedded_ms: int, standing: Standing) -> bytes:
+        """What all records of a batch share, made while their version stands so."""
         return Embedding(
             ray=self.ray,
             version=self.version,
@@ -34,6 +35,8 @@ class EmbeddingParts:
             scale=self.form.scale,
             origin=origin,
             embedded_ms=embedded_ms,
+            promoted=standing.promoted,
+            retires_ms=standing.retires_ms,
         ).SerializeToString()
 
     def source(self, topic: str, partition: int, job: str = "") -> bytes:

@@ -26,8 +26,20 @@ class Source(_message.Message):
     hits: int
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., epoch_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., job: _Optional[str] = ..., ended: _Optional[bool] = ..., posts: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
+class Standing(_message.Message):
+    __slots__ = ("version", "share", "promoted", "retires_ms")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    RETIRES_MS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    share: float
+    promoted: bool
+    retires_ms: int
+    def __init__(self, version: _Optional[str] = ..., share: _Optional[float] = ..., promoted: _Optional[bool] = ..., retires_ms: _Optional[int] = ...) -> None: ...
+
 class Chunk(_message.Message):
-    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe", "share")
+    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe", "share", "standings")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +52,7 @@ class Chunk(_message.Message):
     BACKFILL_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    STANDINGS_FIELD_NUMBER: _ClassVar[int]
     version: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     fingerprints: bytes
@@ -52,7 +65,8 @@ class Chunk(_message.Message):
     backfill: bool
     probe: bool
     share: float
-    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ..., share: _Optional[float] = ...) -> None: ...
+    standings: _containers.RepeatedCompositeFieldContainer[Standing]
+    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ..., share: _Optional[float] = ..., standings: _Optional[_Iterable[_Union[Standing, _Mapping]]] = ...) -> None: ...
 
 class Vectors(_message.Message):
     __slots__ = ("version", "dims", "fingerprints", "vectors", "bits")
@@ -69,9 +83,11 @@ class Vectors(_message.Message):
     def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("lookups_offset", "sources")
+    __slots__ = ("lookups_offset", "sources", "standing")
     LOOKUPS_OFFSET_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     lookups_offset: int
     sources: _containers.RepeatedCompositeFieldContainer[Source]
-    def __init__(self, lookups_offset: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+    standing: Standing
+    def __init__(self, lookups_offset: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ...) -> None: ...

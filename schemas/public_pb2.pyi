@@ -36,7 +36,7 @@ class Post(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
-    __slots__ = ("post_id", "ray", "version", "dtype", "dims", "vector", "fingerprint", "source_topic", "source_partition", "source_offset", "origin", "posted_ms", "embedded_ms", "scale", "job")
+    __slots__ = ("post_id", "ray", "version", "dtype", "dims", "vector", "fingerprint", "source_topic", "source_partition", "source_offset", "origin", "posted_ms", "embedded_ms", "scale", "job", "promoted", "retires_ms")
     POST_ID_FIELD_NUMBER: _ClassVar[int]
     RAY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Embedding(_message.Message):
     EMBEDDED_MS_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    RETIRES_MS_FIELD_NUMBER: _ClassVar[int]
     post_id: str
     ray: str
     version: str
@@ -67,4 +69,6 @@ class Embedding(_message.Message):
     embedded_ms: int
     scale: float
     job: str
-    def __init__(self, post_id: _Optional[str] = ..., ray: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., dims: _Optional[int] = ..., vector: _Optional[bytes] = ..., fingerprint: _Optional[bytes] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ..., posted_ms: _Optional[int] = ..., embedded_ms: _Optional[int] = ..., scale: _Optional[float] = ..., job: _Optional[str] = ...) -> None: ...
+    promoted: bool
+    retires_ms: int
+    def __init__(self, post_id: _Optional[str] = ..., ray: _Optional[str] = ..., version: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., dims: _Optional[int] = ..., vector: _Optional[bytes] = ..., fingerprint: _Optional[bytes] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., origin: _Optional[_Union[Origin, str]] = ..., posted_ms: _Optional[int] = ..., embedded_ms: _Optional[int] = ..., scale: _Optional[float] = ..., job: _Optional[str] = ..., promoted: _Optional[bool] = ..., retires_ms: _Optional[int] = ...) -> None: ...

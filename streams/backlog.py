@@ -1,21 +1,19 @@
 """What a replay has sent and the stages have not done yet, asked of the brokers: what its pace follows."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 
 from schemas.chunk import Place
-from schemas.errors import Retry
 from streams import clients, clock
 from streams.checkpoint import Progress, parse_checkpoint, read_progress
+from streams.drain import ASK_S, Drain, committed_in
 from streams.line import Line
 from streams.settings import Settings
 from streams.topics import Topics
 
-ASK_S = 5.0
-"""For one answer of the brokers."""
 _AT_ONCE = 1_000
 
 
@@ -28,25 +26,18 @@ class Backlog:
         self.live_s = -math.inf
         """When dedup last told that it had looked up live posts."""
         self._partitions = range(settings.partitions)
-        self._draining: list[tuple[str, Callable[[], dict[int, int]]]] = []
-        self._left: dict[int, int] | None = None
-        """Of the first of these topics: ends that are not reached."""
-        self.drain_anew()
         with ExitStack() as held:
             self._reader = held.enter_context(closing(clients.reader(settings)))
-            self._uncommitted = held.enter_context(closing(clients.reader(settings, committed=False)))
-            # A record tells all that is asked: a broker gives at least one.
-            peeking = clients.reader(settings, fetch_message_max_bytes=1, queued_min_messages=1)
-            self._peeking = held.enter_context(closing(peeking))
             self._follower = held.enter_context(closing(clients.reader(settings)))
-            self._group = held.enter_context(
-                closing(clients.consumer(settings, f"manyray.encode.{topics.ray}.backfill"))
-            )
-            ends = self._ends(topics.checkpoints, self._reader)
+            self._group = held.enter_context(closing(clients.consumer(settings, topics.backfill_group)))
+            ends = self._ends(topics.checkpoints)
             self._follower.assign(
                 [TopicPartition(topics.checkpoints, *place) for place in ends.items()]
             )  # before they are read: none is missed
             self._progress = {at: read_progress(settings, topics.checkpoints, at) for at in self._partitions}
+            stages = [(topics.lookups, self._looked_up), (topics.backfill_misses, self.encoded)]
+            self.drain = held.enter_context(closing(Drain(settings, stages)))
+            """Whether what was sent into the lane has come out."""
             self._held = held.pop_all()
 
     def close(self) -> None:
@@ -78,54 +69,15 @@ class Backlog:
                     return False
         return True
 
-    def is_drained(self) -> bool:
-        """Whether all that lay in `lookups` when this was first asked is looked up, and what lay in the misses then is
-        encoded: nothing that was sent before is under way.
-
-        Raises:
-            Retry: the brokers did not answer.
-        """
-        while self._draining:
-            topic, done = self._draining[0]
-            self._left = self._ends(topic, self._uncommitted) if self._left is None else self._left
-            offsets = done()
-            self._left = {
-                at: end
-                for at, end in self._left.items()
-                if not self._is_past(TopicPartition(topic, at, offsets[at]), end)
-            }
-            if self._left:
-                return False
-            self._left = None
-            self._draining.pop(0)
-        return True
-
-    def drain_anew(self) -> None:
-        """What `is_drained` tells is of what is there when it is asked next."""
-        self._draining = [
-            (self._topics.lookups, self._looked_up),
-            (self._topics.backfill_misses, self.encoded),
-        ]
-        self._left = None
-
     def misses(self) -> tuple[int, int]:
         """About how many records of the backfill's misses wait for the encoder, and how many it has taken in all."""
         encoded = self.encoded()
-        waiting = sum(
-            max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses, self._reader).items()
-        )
+        waiting = sum(max(0, end - encoded[at]) for at, end in self._ends(self._topics.backfill_misses).items())
         return waiting, sum(encoded.values())
 
     def _looked_up(self) -> dict[int, int]:
         self.take(0.0)
         return {at: progress.lookups_offset for at, progress in self._progress.items()}
-
-    def _is_past(self, place: TopicPartition, end: int) -> bool:
-        """Whether no record lies, nor may come to be seen, from a place on before the end; markers may lie there."""
-        if place.offset >= end:
-            return True
-        first, _ = clients.first_from(self._peeking, place, timeout_s=ASK_S)
-        return first >= end  # and not at the end that an open transaction makes, which may hide some
 
     def tally(self) -> tuple[int, int]:
         """Posts of the job that were looked up, as far as `take` has heard, and the hits among them."""
@@ -139,15 +91,7 @@ class Backlog:
 
     def encoded(self) -> dict[int, int]:
         """The next offset of each partition of the backfill's misses that is to be encoded."""
-        asked = [TopicPartition(self._topics.backfill_misses, at) for at in self._partitions]
-        try:
-            found = self._group.committed(asked, ASK_S)
-        except KafkaException as error:
-            raise Retry(f"how far encode got in {self._topics.backfill_misses}: {error.args[0].str()}") from None
-        for one in found:
-            if one.error is not None:  # its offset would look like that of a new group
-                raise Retry(f"how far encode got in {one.topic}/{one.partition}: {one.error.str()}")
-        return {one.partition: max(0, one.offset) for one in found}
+        return committed_in(self._group, self._topics.backfill_misses, self._partitions)
 
     def _live(self, progress: Progress) -> list[tuple[int, int]]:
         """The last numbers of lines of live posts."""
@@ -157,5 +101,5 @@ class Backlog:
             if not job and topic in self._topics.posts
         ]
 
-    def _ends(self, topic: str, reader: Consumer) -> dict[int, int]:
-        return {at: clients.watermarks(reader, topic, at, timeout_s=ASK_S)[1] for at in self._partitions}
+    def _ends(self, topic: str) -> dict[int, int]:
+        return {at: clients.watermarks(self._reader, topic, at, timeout_s=ASK_S)[1] for at in self._partitions}

@@ -2,13 +2,13 @@
 
 import logging
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from google.protobuf.message import DecodeError
 
 from schemas.errors import Retry
-from schemas.internal_pb2 import Checkpoint, Chunk, Source
+from schemas.internal_pb2 import Checkpoint, Chunk, Source, Standing
 from streams import clients, clock
 from streams.line import follow, is_repeat
 from streams.settings import Settings
@@ -32,13 +32,15 @@ def line_of(source: Source) -> LineKey:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far dedup got in a partition: the next offset of `lookups`, and the last of each line of chunks.
+    """How far dedup got in a partition: the next offset of `lookups`, the last of each line of chunks, and what its
+    version is to the ray there; None where nothing was told of that yet.
 
     A line of a replay is kept until the replay ends, with how many posts it had in this partition, and how many hits.
     """
 
     lookups_offset: int = 0
     sources: dict[LineKey, Source] = field(default_factory=dict[LineKey, Source])
+    standing: Standing | None = None
 
     def after(
         self, chunk: Chunk, offset: int, *, hits: int = 0, accept_gaps: bool = False, repeats: bool = False
@@ -61,7 +63,12 @@ class Progress:
             if not accept_gaps:
                 follow(seen, source)
             sources[line] = _tallied(source, seen, chunk, hits if number == 0 else None) if source.job else source
-        return Progress(offset + 1, sources)
+        return replace(self, lookups_offset=offset + 1, sources=sources)
+
+    def told(self, chunk: Chunk, version: str) -> "Progress":
+        """The progress with what the chunk tells of a version, if it does."""
+        told = next((standing for standing in chunk.standings if standing.version == version), None)
+        return self if told is None else replace(self, standing=told)
 
     def has(self, chunk: Chunk) -> bool:
         """Whether the chunk is done, by its numbers; of a replay that has ended they are forgotten."""
@@ -72,14 +79,15 @@ class Progress:
 
     def to_bytes(self) -> bytes:
         """The value of the checkpoint record."""
-        message = Checkpoint(lookups_offset=self.lookups_offset, sources=self.sources.values())
+        message = Checkpoint(lookups_offset=self.lookups_offset, sources=self.sources.values(), standing=self.standing)
         return message.SerializeToString()
 
     @classmethod
     def from_bytes(cls, value: bytes) -> "Progress":
         """What `to_bytes` wrote."""
         message = Checkpoint.FromString(value)
-        return cls(message.lookups_offset, {line_of(source): source for source in message.sources})
+        standing = message.standing if message.HasField("standing") else None
+        return cls(message.lookups_offset, {line_of(source): source for source in message.sources}, standing)
 
 
 def _tallied(source: Source, seen: Source | None, chunk: Chunk, hits: int | None) -> Source:

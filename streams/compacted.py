@@ -1,13 +1,20 @@
 """Compacted topics of few records, of which the last one of a key holds: read whole, then followed."""
 
-from collections.abc import Iterator
-from contextlib import closing
+import logging
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from schemas.errors import Retry
+from schemas.errors import Fatal, Retry
 from streams import clients, clock
+from streams.attempts import with_retries
+from streams.metrics import Metrics
 from streams.settings import Settings
+from streams.transactions import Fenced, StageProducer
+
+_log = logging.getLogger("manyray.compacted")
 
 READ_TIMEOUT_S = 30.0
 _AT_ONCE = 1_000
@@ -55,6 +62,14 @@ class Latest:
                 raise Retry(f"{self._topic}: {error.str()}")
         return bool(messages)
 
+    def hear(self, wait_s: float = 0.0) -> bool:
+        """As `take`, of who follows: brokers that do not answer have told nothing, and are asked again next time."""
+        try:
+            return self.take(wait_s)
+        except Retry as error:
+            _log.debug("not heard: %s", error)
+            return False
+
     def catch_up(self) -> None:
         """Take all that was written until now; what a transaction that is being ended holds is waited for.
 
@@ -77,3 +92,26 @@ class Latest:
             self._values.pop(key, None)
         else:
             self._values[key] = value
+
+
+@contextmanager
+def changing(settings: Settings, topic: str, name: str) -> Generator[tuple[Latest, StageProducer]]:
+    """What a topic holds, and the producer of what is to change in it, which the block begins and this commits.
+
+    Changes under a name, a transactional id, are made one after another, however many are asked for at one moment.
+
+    Raises:
+        Fatal: another change was made at this moment.
+        Retry: the brokers did not answer in time.
+    """
+    stop = threading.Event()
+    exactly_once = settings.model_copy(update={"delivery": "exactly_once"})
+    try:
+        with closing(StageProducer.create(exactly_once, name, Metrics.create(), stop)) as producer:
+            with_retries(producer.open, stop)  # from here on whoever was first is fenced
+            with closing(Latest(settings, topic)) as latest:
+                with_retries(latest.catch_up, stop)
+                yield latest, producer
+            producer.commit()
+    except Fenced:
+        raise Fatal(f"{topic} was changed by somebody else at this moment: try again") from None

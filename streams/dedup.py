@@ -1,10 +1,11 @@
 """The decision of dedup, and nothing else: which posts of a chunk are hits, and which are misses."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from schemas.chunk import ChunkBuilder, select
+from schemas.chunk import ChunkBuilder, key_by, sample, select
 from schemas.content import split_fingerprints
-from schemas.internal_pb2 import Chunk
+from schemas.internal_pb2 import Chunk, Standing
 from streams.table import Table
 
 MISS_POSTS_MAX = 100
@@ -35,6 +36,20 @@ class Actions:
 
 NOTHING = Actions([], [], [])
 """Of a chunk whose hits are only to be counted."""
+
+
+def own_part(chunk: Chunk, standing: Standing, fingerprints: Callable[[bytes], bytes]) -> Chunk:
+    """What of a chunk of `lookups` is a version's to embed, by what it is to its ray, as a chunk of its own: of one for
+    all versions its share of the contents, of one for another version nothing.
+
+    `fingerprints` makes those of the version of hashes. The chunk itself may be changed.
+    """
+    if chunk.version not in ("", standing.version):
+        return Chunk()
+    if not chunk.version and standing.share < 1:
+        chunk = sample(chunk, standing.share)
+    key_by(chunk, fingerprints, standing.version)
+    return chunk
 
 
 def dedup(chunk: Chunk, table: Table, miss_posts_max: int = MISS_POSTS_MAX) -> Actions:

@@ -20,17 +20,13 @@ from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clients
 from streams.broker import writing_to
 from streams.faust_credentials import faust_credentials
-from streams.health import JOINING, Health
+from streams.health import JOINING
 from streams.lag import OpenTransactions
 from streams.lane import Lane, Record, Shared
 from streams.metrics import Metrics
-from streams.process import allow_open_files, give_memory_back
-from streams.rocks_table import index_cache
-from streams.role import begin
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.transport import CheckpointConsumer, CheckpointTransport
-from streams.watchdog import watch
 
 _log = logging.getLogger("manyray.dedup")
 
@@ -51,7 +47,19 @@ class DedupApp(faust.App):
     """The app: Faust's, with lanes that follow the assignment."""
 
     lanes: "Lanes"
-    hooks: tuple[Any, ...] = ()
+    agents_kept: tuple[Any, ...] = ()
+
+    def __init__(self, id: str, **options: Any) -> None:
+        super().__init__(id, **options)
+        self.hooks: list[tuple[Any, Any]] = []
+        """The signals and what is connected to them. The receivers are kept by `faust.App`, the class, for ever."""
+
+    def forget(self) -> None:
+        """Disconnect the hooks: they hold this app, and what all apps share holds them."""
+        for signal, hook in self.hooks:
+            signal.disconnect(hook)
+            signal._filter_receivers.pop(signal._create_id(self), None)
+        self.hooks.clear()
 
     def _new_transport(self) -> Any:
         return CheckpointTransport(self.conf.broker_consumer, self)
@@ -59,6 +67,13 @@ class DedupApp(faust.App):
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self.lanes.assigned = True  # before the recovery that ends in `on_rebalance_complete` can begin
         await super()._on_partitions_assigned(assigned, generation_id)
+
+    def _on_rebalance_when_stopped(self) -> None:
+        """Do nothing: the consumer's thread leaves the group when the rebalance that meets the stop is over.
+
+        Faust closes aiokafka's client here, on another loop than its own: what is under way in it then never ends, nor
+        does the thread, and its member stays in the group until the session is over.
+        """
 
     def positions(self) -> Mapping[TP, int]:
         """Where each partition is to be read from."""
@@ -78,6 +93,8 @@ class Lanes:
         """Whether the process ends, and not only a rebalance takes partitions away."""
         self.waits_for = JOINING
         """Why it does not serve its partitions now; empty when it does. Any thread may ask."""
+        self.owned = 0
+        """Partitions that have a lane, or one that is still stopping. Any thread may ask."""
         self.open_transactions = OpenTransactions(shared.metrics.open_transaction_seconds)
         self._shared = shared
         self._lanes: dict[int, Lane] = {}
@@ -105,17 +122,19 @@ class Lanes:
             self.waits_for = "it is restoring its tables"
             new = [Lane(self._shared, partition) for partition in sorted(lookups - self._lanes.keys())]
             self._preparing = new
-            outcomes = await self._on_threads([lane.prepare for lane in new], return_exceptions=True)
-            self._preparing = []
-            if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+            try:
+                outcomes = await self._prepare(new)
+            finally:
+                self._preparing = []
+            if errors := [outcome for outcome in outcomes if outcome is not None]:
                 await self._on_threads([lane.stop for lane in new])
                 raise min(errors, key=lambda error: isinstance(error, Retry))
             for lane in new:
                 self._lanes[lane.partition] = lane
                 lane.start()
             self.waits_for = ""
-        self._shared.metrics.partitions_owned.set(len(self._lanes))
-        _log.info("ready: owns %d partitions", len(self._lanes))
+        self.owned = len(self._lanes)
+        _log.info("version %s: owns %d partitions of %s", topics.version, self.owned, topics.lookups)
 
     async def close(self) -> None:
         """Stop all lanes: what they have in hand is committed, the rest is read again."""
@@ -131,9 +150,14 @@ class Lanes:
                 for topic in (self._shared.topics.lookups, self._shared.topics.vectors):
                     self._shared.metrics.consumer_lag.remove(topic, str(lane.partition))
                     self.open_transactions.forget(topic, lane.partition)
-        self._shared.metrics.partitions_owned.set(0)
+        self.owned = 0
         if gone:
-            _log.info("gave up %d partitions", len(gone))
+            topics = self._shared.topics
+            _log.info("version %s: gave up %d partitions of %s", topics.version, len(gone), topics.lookups)
+
+    def end(self) -> None:
+        """Let its threads go; there will be no more lanes."""
+        self._threads.shutdown(wait=False)
 
     def ready(self, partitions: set[TP]) -> set[TP]:
         """Those whose lane is there and takes more."""
@@ -183,18 +207,38 @@ class Lanes:
         return max(self._in_hand.copy().values(), default=0)
 
     def table_entries(self) -> int:
-        """Vectors in the tables of this process."""
+        """Vectors in the tables of these lanes."""
         return sum(lane.entries for lane in tuple(self._lanes.values()))
 
     def table_bytes(self) -> int:
-        """Bytes of the tables of this process."""
+        """Bytes of the tables of these lanes."""
         return sum(lane.table_bytes for lane in tuple(self._lanes.values()))
 
-    def _on_threads(self, calls: Sequence[Callable[[], object]], *, return_exceptions: bool = False) -> Any:
+    async def _prepare(self, lanes: Sequence[Lane]) -> list[BaseException | None]:
+        """Prepare them all and return what was raised.
+
+        Faust cancels this when it stops. The threads go on all the same: who did not wait for them would leave tables
+        open, which nobody in this process can open again, and producers.
+        """
+        loop = asyncio.get_running_loop()
+        waits = [loop.run_in_executor(self._threads, lane.prepare) for lane in lanes]
+        if not waits:
+            return []
+        try:
+            await asyncio.wait(waits)
+        except asyncio.CancelledError:
+            for lane in lanes:
+                lane.give_up()
+            await asyncio.wait(waits)
+            await self._on_threads([lane.stop for lane in lanes])
+            raise
+        return [wait.exception() for wait in waits]
+
+    def _on_threads(self, calls: Sequence[Callable[[], object]]) -> Any:
         """All of them at once, each of which may take a minute."""
         loop = asyncio.get_running_loop()
         waits = [loop.run_in_executor(self._threads, call) for call in calls]
-        return asyncio.gather(*waits, return_exceptions=return_exceptions)
+        return asyncio.gather(*waits)
 
     def _done(self, lane: Lane) -> None:
         if self._lanes.get(lane.partition) is lane:
@@ -207,7 +251,7 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
     with writing_to(settings.data_dir):
         folder.mkdir(parents=True, exist_ok=True)
     app = DedupApp(
-        f"manyray.dedup.{settings.ray}",
+        shared.topics.dedup_group,
         broker=[f"kafka://{address}" for address in clients.bootstrap_servers(settings).split(",")],
         datadir=str(folder),
         store="memory://",
@@ -261,52 +305,47 @@ def build_app(settings: Settings, shared: Shared) -> DedupApp:
         lanes.assigned = False
         await lanes.close()
 
-    # Faust keeps weak references to the functions that are connected: the app keeps these alive.
-    app.hooks = (lookups, vectors, opened, revoked)
-    app.on_rebalance_complete.connect(opened)
-    app.on_partitions_revoked.connect(revoked)
-    app.on_before_shutdown.connect(revoked)
+    app.agents_kept = (lookups, vectors)
+    for signal, hook in (
+        (app.on_rebalance_complete, opened),
+        (app.on_partitions_revoked, revoked),
+        (app.on_before_shutdown, revoked),
+    ):
+        signal.connect(hook)
+        app.hooks.append((signal, hook))
     return app
 
 
-async def serve(settings: Settings, topics: Topics, metrics: Metrics, health: Health) -> None:
-    """Run the app until it is told to stop.
+async def serve_app(app: DedupApp, shared: Shared, stop: threading.Event, failed: asyncio.Future[ManyrayError]) -> None:
+    """Run the app until `stop` is set. `failed` is set as soon as it cannot go on, which is before it has ended.
 
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    loop = asyncio.get_running_loop()
-    failed: asyncio.Future[ManyrayError] = loop.create_future()
-
-    def on_fatal(error: ManyrayError) -> None:
-        loop.call_soon_threadsafe(lambda: None if failed.done() else failed.set_result(error))
-
-    app = build_app(settings, Shared(settings, topics, metrics, index_cache(), on_fatal))
-    metrics.queue_length.labels("lane_records").set_function(app.lanes.most_in_hand)
-    metrics.table_entries.set_function(app.lanes.table_entries)
-    metrics.table_bytes.set_function(app.lanes.table_bytes)
-    health.waits_for = lambda: app.lanes.waits_for
-    watch(settings, health, app.lanes.processed)
     starting = asyncio.ensure_future(app.start())
     try:
-        while not (health.stop.is_set() or failed.done() or app.crashed):
+        while not (stop.is_set() or failed.done()):
             await asyncio.wait([failed], timeout=_WATCH_EVERY_S)
             consumer = cast(CheckpointConsumer, app.consumer)
             if refusal := consumer.refusal():
-                raise Fatal(f"kept out of group {app.conf.id} ({refusal!r}): if it lacks a right, grant it in the ACLs")
-            if starting.done():
-                starting.result()
-                report_lag(app, consumer, topics, metrics)
+                rights = "if it lacks a right, grant it in the ACLs"
+                shared.on_fatal(Fatal(f"kept out of group {app.conf.id} ({refusal!r}): {rights}"))
+            elif app.crashed:
+                shared.on_fatal(Fatal(f"Faust stopped: {app.crash_reason!r}; it is to be started again"))
+            elif starting.done() and (error := starting.exception()):
+                shared.on_fatal(Fatal(f"Faust did not start: {type(error).__name__}: {error}"))
+            elif starting.done():
+                report_lag(app, consumer, shared.topics, shared.metrics)
     finally:
-        health.stop.set()  # after a failure too: what is left has the time of a stop
+        stop.set()  # after a failure too: what is left has the time of a stop
         app.lanes.is_ending = True
         await app.stop()
         starting.cancel()
         await app.lanes.close()
+        app.lanes.end()
+        app.forget()
     if failed.done():
         raise failed.result()
-    if app.crashed:
-        raise Fatal(f"Faust stopped: {app.crash_reason!r}; it is to be started again")
 
 
 def report_lag(app: DedupApp, consumer: CheckpointConsumer, topics: Topics, metrics: Metrics) -> None:
@@ -322,14 +361,3 @@ def report_lag(app: DedupApp, consumer: CheckpointConsumer, topics: Topics, metr
         waiting = app.lanes.waiting(tp.partition) if tp.topic == topics.lookups else 0
         metrics.consumer_lag.labels(tp.topic, str(tp.partition)).set(max(0, end - read) + waiting)
         app.lanes.open_transactions.note(tp.topic, tp.partition, read=read, stable=stable, end=end)
-
-
-def run(settings: Settings, stop: threading.Event) -> None:
-    """Run one dedup process until `stop` is set.
-
-    Raises:
-        Fatal: it cannot start, or cannot go on.
-    """
-    allow_open_files()
-    give_memory_back()
-    asyncio.run(serve(settings, *begin(settings, "dedup", stop)))

@@ -1,4 +1,4 @@
-"""Encode: misses in, embeddings and vectors out, both in one transaction with the offsets of the misses.
+"""Encode of one version: misses in, embeddings and vectors out, both in one transaction with the misses' offsets.
 
 One thread owns all Kafka clients. It gathers windows, and while the engine computes some, gathers and publishes others.
 Misses come in two lanes, live and backfill; a window is of one of them, and live ones are computed first.
@@ -6,7 +6,7 @@ Misses come in two lanes, live and backfill; a window is of one of them, and liv
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from itertools import chain
@@ -15,22 +15,19 @@ from confluent_kafka import TopicPartition
 
 from encoders.encoder import EncodedBatch
 from encoders.engine import Engine
-from encoders.load import load_encoder, measure_peak, warm_up
-from schemas.chunk import Place, parse_chunk, part_of, rekey
-from schemas.content import fingerprinter, split_fingerprints
+from schemas.chunk import Place, parse_chunk, part_of
+from schemas.content import split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Reject, Retry
 from schemas.internal_pb2 import Chunk
 from streams import clock
-from streams.attempts import keep_going, with_retries
+from streams.attempts import with_retries
 from streams.failpoints import reach
-from streams.gpu import register_gpu
 from streams.group import Member
 from streams.metrics import Metrics
 from streams.miss_lane import MissLane
 from streams.recent import RecentVectors
 from streams.rejected import Original, read_back, send_rejected
-from streams.role import begin
 from streams.settings import Settings
 from streams.submitted import DETAILS, Submitted, pack_vectors
 from streams.suspect import KILLS_ENCODER, Suspicion
@@ -38,14 +35,10 @@ from streams.suspicions import Suspicions
 from streams.topics import Topics
 from streams.transactions import VECTOR_BYTES_MAX, StageProducer
 from streams.unembedded import Unembedded
-from streams.version import model_of
-from streams.watchdog import ended_after, watch
 from streams.window import Window
 
 _log = logging.getLogger("manyray.encode")
 
-WARM_UP_TIMEOUT_S = 300.0
-"""A device that hangs answers nobody; a large model on a slow one takes minutes."""
 _IDLE_WAIT_S = 0.1
 _BUSY_WAIT_S = 0.005
 
@@ -59,21 +52,24 @@ class Encode:
         topics: Topics,
         metrics: Metrics,
         engine: Engine,
+        is_shadow: Callable[[], bool] = lambda: False,
         *,
         stop: threading.Event,
     ) -> None:
         """Open the producer, then become a member of both lanes' groups.
+
+        `is_shadow` says whether nobody waits for what comes out: others are computed before it.
 
         Raises:
             Retry: `stop` was set before the brokers answered.
             Fatal: they did not answer.
         """
         self._settings, self._topics, self._metrics, self._engine = settings, topics, metrics, engine
+        self._is_shadow = is_shadow
         self._wait_s = settings.encode_wait_ms / 1000
         vector_bytes = max(1, engine.encoder.dims * topics.form.bits // 8)
         self._posts_max = max(1, min(settings.transaction_posts_max, VECTOR_BYTES_MAX // vector_bytes))
         self._parts = EmbeddingParts(topics.ray, topics.version, topics.form)
-        self._fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
         for reason in DETAILS:  # a series that begins at its first rejection has not grown, and alerts nobody
             metrics.encode_rejected.labels(reason)
         self._recent = RecentVectors(settings.recent_vectors_mib * 2**20)
@@ -84,12 +80,11 @@ class Encode:
         """Whether there was something to read the last time."""
         self._unembedded = Unembedded(settings.model)
         self.producer = StageProducer.create(
-            settings, f"manyray.encode.{settings.ray}.{clock.random_id()}", metrics, stop, shared_id=False
+            settings, f"{topics.encode_group}.{clock.random_id()}", metrics, stop, shared_id=False
         )
         with_retries(self.producer.open, stop)
-        group = f"manyray.encode.{settings.ray}"
-        live = self._join(group, topics.misses, is_urgent=True)
-        self.lanes = (live, self._join(f"{group}.backfill", topics.backfill_misses, is_urgent=False))
+        live = self._join(topics.encode_group, topics.misses, is_urgent=True)
+        self.lanes = (live, self._join(topics.backfill_group, topics.backfill_misses, is_urgent=False))
         """The most urgent first."""
         metrics.encode_batch_tokens.set_function(lambda: engine.batch_tokens)
         metrics.queue_length.labels("windows").set_function(lambda: sum(len(lane.in_flight) for lane in self.lanes))
@@ -167,6 +162,7 @@ class Encode:
             self._metrics,
             on_revoke=lambda: self._on_revoke(lane),
             on_lost=self._drop,
+            name=f"version {self._topics.version}",
         )
         lane = MissLane(member, Suspicions(member, self.producer), is_urgent)
         return lane
@@ -199,8 +195,6 @@ class Encode:
             place = (message.topic() or "", message.partition() or 0)
             where = f"{place[0]}/{place[1]} offset {message.offset()}"
             chunk = parse_chunk(message.value(), where, accept_gaps=self._settings.accept_gaps)
-            if chunk.version != self._topics.version:
-                rekey(chunk, self._fingerprint, self._topics.version)
             offset = message.offset() or 0
             suspicion = lane.suspicions.at(place, offset)
             if suspicion is None or not suspicion.is_suspect:
@@ -266,7 +260,7 @@ class Encode:
             if fingerprint not in known and fingerprint not in lent and fingerprint not in failed
         ]
         texts = [window.texts[fingerprint].decode() for fingerprint in computing]
-        future = self._engine.submit(texts, lane.is_urgent)
+        future = self._engine.submit(texts, lane.is_urgent and not self._is_shadow())
         reach("encode.computing")
         queued_s = clock.monotonic_s() - window.first_s
         return Submitted(window, computing, future, known, lent, queued_s, failed=failed)
@@ -356,33 +350,3 @@ class Encode:
                     raise Retry(f"no batch of a window was computed in {wait_s:g} s") from None
             else:
                 return
-
-
-def run(settings: Settings, stop: threading.Event) -> None:
-    """Run one encode process until `stop` is set.
-
-    Raises:
-        Fatal: it cannot start, or cannot go on.
-    """
-    topics, metrics, health = begin(settings, "encode", stop)
-    health.waits_for = lambda: "it is loading its model"
-    encoder = load_encoder(model_of(settings), device=settings.device)
-    batch_tokens = settings.batch_tokens or encoder.batch_tokens
-    # Here, and not on the engine's thread: see DECISIONS 23 before moving it.
-    with ended_after(WARM_UP_TIMEOUT_S, "it has not computed its first batch"):
-        fitting = warm_up(encoder, batch_tokens)
-        metrics.encode_peak_flops.set(measure_peak(encoder))
-    register_gpu(metrics.registry, encoder.device)
-    if fitting < batch_tokens:
-        _log.warning("batch_tokens=%d does not fit the memory of the device: %d it is", batch_tokens, fitting)
-        batch_tokens = fitting
-    with Engine(encoder, batch_tokens) as engine:
-        encode = Encode(settings, topics, metrics, engine, stop=stop)
-        health.waits_for = encode.waits_for
-        watch(settings, health, encode.positions, beat=lambda: engine.batches)
-        try:
-            keep_going(encode.step, encode.recover, stop)
-            encode.commit_last_ends()
-        finally:
-            stop.set()  # after a failure too: what is left has the time of a stop
-            encode.close()

@@ -1,6 +1,7 @@
 """What a GPU holds and takes, as metrics that are read when Prometheus asks. Absent where nobody knows: 0 would lie."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -62,4 +63,5 @@ def register_gpu(registry: CollectorRegistry, device: "torch.device | None") -> 
     import torch  # noqa: PLC0415 - its encoder has imported it
 
     gpu = torch.cuda.get_device_properties(device)
-    registry.register(GpuCollector(str(gpu.uuid), lambda: torch.cuda.memory_reserved(device), gpu.total_memory))
+    with suppress(ValueError):  # another version of this process did, on the same GPU
+        registry.register(GpuCollector(str(gpu.uuid), lambda: torch.cuda.memory_reserved(device), gpu.total_memory))

@@ -57,6 +57,8 @@ class Member:
     positions: dict[Place, int] = field(default_factory=dict[Place, int])
     """The next offset to process, of each partition owned."""
     revocations: int = 0
+    name: str = ""
+    """Of its version in the log; empty where the role has one member, whose partitions tell that it is ready."""
     waits_for: str = JOINING
     """Why it does not read all that it owns now; empty when it does. Any thread may ask."""
     _read_to: dict[Place, int] = field(default_factory=dict[Place, int])
@@ -75,6 +77,7 @@ class Member:
         *,
         on_revoke: Callable[[], None] = lambda: None,
         on_lost: Callable[[], None] = lambda: None,
+        name: str = "",
     ) -> "Member":
         """Subscribe to topics as a member of a group."""
         # Where a new group begins, `_starts` says: a reset could only pass over records, which is not done silently.
@@ -98,6 +101,7 @@ class Member:
             LagReporter(consumer, metrics, OpenTransactions(metrics.open_transaction_seconds)),
             on_revoke,
             on_lost,
+            name=name,
         )
         consumer.subscribe(topics, on_assign=member._assigned, on_revoke=member._revoked, on_lost=member._lost)
         return member
@@ -238,7 +242,7 @@ class Member:
         new = [(partition.topic, partition.partition) for partition in partitions]
         self.owned.update(new)
         self.lag.metrics.partitions_owned.inc(len(new))  # a role may be a member of two groups
-        self._tell("ready: owns")
+        self._tell("owns")
         # Should this raise Retry, librdkafka goes on without us, and `rewind` is to come.
         self.waits_for = "it is told where to begin"
         consumer.incremental_assign(self._starts(new))
@@ -253,7 +257,7 @@ class Member:
         group = statistics.get("cgrp", {})
         if group.get("state") == "up" and group.get("stateage", 0) >= STATISTICS_MS and self._is_member():
             self.waits_for = ""
-            self._tell("ready: owns")
+            self._tell("owns")
 
     def _is_member(self) -> bool:
         """Whether the group has taken us, and has not put us out: members have an epoch, which librdkafka tells only in
@@ -283,7 +287,7 @@ class Member:
         self._tell(f"gave up {len(partitions)} partitions, owns")
 
     def _tell(self, what: str) -> None:
-        _log.info("%s %d partitions of %s", what, len(self.owned), ", ".join(self.topics))
+        _log.info("%s: %s %d partitions of %s", self.name or "ready", what, len(self.owned), ", ".join(self.topics))
 
 
 def _topic(message: Message) -> str:

@@ -1,6 +1,7 @@
-"""Ingest: posts in, chunks out. Decode, validate, normalise, fingerprint, pack; what is bad goes to `rejected`.
+"""Ingest: posts in, chunks out. Decode, validate, normalise, hash, pack; what is bad goes to `rejected`.
 
-Stateless: the numbers of its chunks travel with the offsets it commits, all in one transaction with the chunks.
+Its chunks are for all versions of the ray: it knows none. Stateless: the numbers of the chunks travel with the offsets
+it commits, all in one transaction with them.
 """
 
 import logging
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import TopicPartition
 
 from schemas.chunk import ChunkBuilder, Place
-from schemas.content import fingerprinter
+from schemas.content import hasher
 from schemas.errors import Reject
 from schemas.internal_pb2 import Source
 from schemas.post import decode_post
@@ -76,11 +77,17 @@ def sort_posts(messages: Sequence[PostRecord], packers: Mapping[str, Packer], te
 
 
 def send_batch(
-    batch: Batch, lines: Mapping[Place, Line], producer: StageProducer, topics: Topics, metrics: Metrics
+    batch: Batch,
+    lines: Mapping[Place, Line],
+    producer: StageProducer,
+    topics: Topics,
+    metrics: Metrics,
+    *,
+    version: str = "",
 ) -> dict[Place, Line]:
     """Produce the chunks of a batch, numbered by the lines of its sources, and what is bad; the lines as they are then.
 
-    They hold once the caller has committed.
+    They hold once the caller has committed. The chunks are for every version of the ray, or for one alone.
     """
     sent = {source: [0] * len(line.sequences) for source, line in lines.items()}
     for partition, builder in batch.chunks:
@@ -92,7 +99,7 @@ def send_batch(
             sources.append(
                 Source(topic=source[0], partition=source[1], epoch_ms=line.epoch_ms, sequence=number, job=builder.job)
             )
-        value = builder.build(topics.version, sources).SerializeToString()
+        value = builder.build(version, sources).SerializeToString()
         producer.produce(topics.lookups, value, partition=partition)
         metrics.chunk_posts.observe(builder.posts)
         metrics.chunk_bytes.observe(len(value))
@@ -133,9 +140,9 @@ class Ingest:
         group = f"manyray.ingest.{settings.ray}"
         posts = list(topics.all_posts)
         member = Member.join(settings, group, posts, metrics, on_revoke=lines.clear, on_lost=lines.clear)
-        fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
+        hash_of = hasher(settings.salt.get_secret_value())
         live, backfill = (
-            Packer(fingerprint, settings.partitions, settings.chunk_posts_max, is_backfill=is_backfill)
+            Packer(hash_of, settings.partitions, settings.chunk_posts_max, is_backfill=is_backfill)
             for is_backfill in (False, True)
         )
         packers = dict.fromkeys(topics.posts, live) | dict.fromkeys(topics.backfill_posts, backfill)
@@ -214,7 +221,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises:
         Fatal: it cannot start, or cannot go on.
     """
-    topics, metrics, health = begin(settings, "ingest", stop)
+    metrics = Metrics.create()
+    health = begin(settings, "ingest", stop, metrics.registry)
+    topics = Topics.of(settings, "")
     ingest = Ingest.join(settings, topics, metrics, stop)
     member = ingest.member
     health.waits_for = lambda: member.waits_for

@@ -3,19 +3,15 @@
 Both are records of `replays.<ray>`, in JSON, of which the last of a key holds.
 """
 
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from typing import Literal
 
 import msgspec
 
-from streams.attempts import with_retries
-from streams.compacted import Latest
-from streams.metrics import Metrics
+from streams.compacted import Latest, changing
 from streams.settings import Settings
-from streams.topics import Topics
-from streams.transactions import StageProducer
+from streams.topics import Topics, check_topics
 
 ASKED, DONE = "asked/", "done/"
 """Before a job's name: the key of what was asked for, and of how far it got."""
@@ -116,19 +112,20 @@ def done_of(value: bytes | None, job: Job) -> Done:
 class Jobs:
     """The jobs of a ray. Changes are made one after another, however many ask for some at the same moment."""
 
-    def __init__(self, settings: Settings, topics: Topics) -> None:
-        self._settings, self._topics = settings, topics
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._topics = settings, Topics.of(settings, "")
 
     def read(self) -> dict[str, tuple[Job, Done]]:
         """All of them by name, the oldest first, and how far each got.
 
         Raises:
+            Fatal: the topic is missing.
             Retry: the brokers did not answer in time.
         """
+        check_topics(self._settings)
         with closing(Latest(self._settings, self._topics.replays)) as latest:
             latest.catch_up()
-            jobs = sorted(map(job_of, dict(latest.under(ASKED)).values()), key=lambda job: (job.asked_ms, job.name))
-            return {job.name: (job, done_of(latest.get(DONE + job.name), job)) for job in jobs}
+            return _jobs_in(latest)
 
     def change(self, decide: Callable[[dict[str, tuple[Job, Done]]], Job | str]) -> None:
         """Write what `decide` says of the jobs there are: a job that is new or changed, or the name of one to forget.
@@ -136,19 +133,18 @@ class Jobs:
         Raises:
             Fatal: `decide` refuses, or another change was made at this moment.
         """
-        stop = threading.Event()
-        settings = self._settings.model_copy(update={"delivery": "exactly_once"})
-        name = f"manyray.replays.{self._topics.ray}"
-        with closing(StageProducer.create(settings, name, Metrics.create(), stop)) as producer:
-            with_retries(producer.open, stop)  # from here on whoever was first is fenced
-            decided = decide(self.read())
-            producer.begin()
+        topic = self._topics.replays
+        with changing(self._settings, topic, f"manyray.replays.{self._topics.ray}") as (latest, producer):
+            decided = decide(_jobs_in(latest))
             if isinstance(decided, Job):
-                self._put(producer, ASKED + decided.name, msgspec.json.encode(decided))
+                written: dict[str, bytes | None] = {ASKED + decided.name: msgspec.json.encode(decided)}
             else:
-                self._put(producer, ASKED + decided, None)
-                self._put(producer, DONE + decided, None)
-            producer.commit()
+                written = {ASKED + decided: None, DONE + decided: None}
+            producer.begin()
+            for key, value in written.items():
+                producer.produce(topic, value, key=key.encode(), partition=0)
 
-    def _put(self, producer: StageProducer, key: str, value: bytes | None) -> None:
-        producer.produce(self._topics.replays, value, key=key.encode(), partition=0)
+
+def _jobs_in(latest: Latest) -> dict[str, tuple[Job, Done]]:
+    jobs = sorted(map(job_of, dict(latest.under(ASKED)).values()), key=lambda job: (job.asked_ms, job.name))
+    return {job.name: (job, done_of(latest.get(DONE + job.name), job)) for job in jobs}

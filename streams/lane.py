@@ -6,34 +6,31 @@ each transaction the outputs, the misses and the new checkpoint; only after the 
 
 import logging
 import queue
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from confluent_kafka import TopicPartition
 from rocksdict import Cache
 
-from schemas.chunk import ChunkBuilder, parse_chunk, rekey
-from schemas.content import fingerprinter
+from schemas.chunk import ChunkBuilder, parse_chunk
+from schemas.content import fingerprints_in
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, ManyrayError, Retry
-from schemas.internal_pb2 import Chunk
+from schemas.internal_pb2 import Chunk, Standing
 from schemas.public_pb2 import CACHED
 from streams import clients, clock
 from streams.attempts import with_retries
 from streams.checkpoint import KEY, Progress, read_progress
-from streams.dedup import NOTHING, Actions, dedup
+from streams.dedup import NOTHING, Actions, dedup, own_part
 from streams.failpoints import reach
 from streams.hits import embed_hits
 from streams.metrics import Metrics
+from streams.partition_table import open_table
 from streams.refill import refill, vectors_by_fingerprint
-from streams.rocks_table import RocksTable
 from streams.settings import Settings
 from streams.table import Table
-from streams.table_folder import folder_of, spare_of
-from streams.tiered_table import TieredTable
 from streams.topics import Topics
 from streams.transactions import VECTOR_BYTES_MAX, StageProducer
 
@@ -48,9 +45,6 @@ END_WAIT_S = 5.0
 """For the brokers' answer: a rebalance, or a stop, may wait for it."""
 GAP_MIN = 100
 """Offsets without a record that are looked at: transactions that end leave fewer."""
-HELD_WAIT_S = 2.0
-"""How long another process on this machine may take to let go of a table."""
-_HELD_PAUSE_S = 1.0
 _STATS_EVERY_S = 1.0
 
 
@@ -66,13 +60,26 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the lanes of a process share."""
+    """What the lanes of a version share in a process.
+
+    standing: what the version is to its ray until `lookups` tells of it; by default the only one.
+    """
 
     settings: Settings
     topics: Topics
     metrics: Metrics
     index_cache: Cache
     on_fatal: Callable[[ManyrayError], object]
+    standing: Standing = field(default_factory=lambda: Standing(share=1, promoted=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedUp:
+    """What of a chunk is this version's, what to do with its posts, and what the version is to them."""
+
+    chunk: Chunk
+    actions: Actions
+    standing: Standing
 
 
 class Lane:
@@ -86,11 +93,11 @@ class Lane:
         self.is_restoring = False
         self._shared = shared
         self._settings, self._topics, self._metrics = shared.settings, shared.topics, shared.metrics
-        self._fingerprint = fingerprinter(self._topics.version, self._settings.salt.get_secret_value())
+        self._fingerprints = fingerprints_in(self._topics.version)
         self._parts = EmbeddingParts(self._topics.ray, self._topics.version, self._topics.form)
         self._stopping = threading.Event()
         self._producer = StageProducer.create(
-            self._settings, f"manyray.dedup.{self._topics.ray}.{partition}", self._metrics, self._stopping
+            self._settings, f"{self._topics.dedup_group}.{partition}", self._metrics, self._stopping
         )
         self._table: Table | None = None
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
@@ -124,7 +131,14 @@ class Lane:
         """
         with_retries(self._recover, self._stopping)
         with_retries(lambda: self._check_lookups(self.lookups_offset), self._stopping)
-        self._table = self._open_table()
+        self._table = open_table(
+            self._settings,
+            self._topics,
+            self.partition,
+            self._shared.index_cache,
+            on_corrupt=self._metrics.table_corrupt.inc,
+            stop=self._stopping,
+        )
         with_retries(self._refill, self._stopping)
         self._note_stats()
 
@@ -223,7 +237,7 @@ class Lane:
         count = vector_bytes = 0
         progress, accept_gaps = self.progress, self._settings.accept_gaps
         repeats = self._settings.delivery == "at_least_once"
-        outcome: list[tuple[Chunk, Actions]] = []
+        outcome: list[_LookedUp] = []
         for record in records:
             if vector_bytes >= VECTOR_BYTES_MAX:
                 break
@@ -236,26 +250,28 @@ class Lane:
                 continue  # done before a crash or a rebalance
             if record.offset >= progress.lookups_offset + GAP_MIN:
                 self._check_lookups(progress.lookups_offset)
-            actions = self._decide(chunk)
-            progress = progress.after(
-                chunk, record.offset, hits=len(actions.hits), accept_gaps=accept_gaps, repeats=repeats
+            found = self._look_up(chunk, progress.standing or self._shared.standing)
+            progress = progress.told(chunk, self._topics.version).after(
+                chunk, record.offset, hits=len(found.actions.hits), accept_gaps=accept_gaps, repeats=repeats
             )
-            outcome.append((chunk, NOTHING if chunk.probe else actions))
-            vector_bytes += actions.vector_bytes
+            outcome.append(replace(found, actions=NOTHING) if chunk.probe else found)
+            vector_bytes += found.actions.vector_bytes
         if not outcome:
             return count
         self._producer.begin()
-        head = self._parts.head(CACHED, clock.now_ms())
-        for chunk, actions in outcome:
-            self._producer.produce_keyed(self._topics.embeddings, embed_hits(chunk, actions, head, self._parts))
-            for builder in actions.misses:
-                self._produce_miss(builder)
+        now_ms = clock.now_ms()
+        for each in outcome:
+            head = self._parts.head(CACHED, now_ms, each.standing)
+            hits = embed_hits(each.chunk, each.actions, head, self._parts)
+            self._producer.produce_keyed(self._topics.embeddings, hits)
+            for builder in each.actions.misses:
+                self._produce_miss(builder, each.standing)
         reach("dedup.sent")
         self._commit(progress)
         self._look_s = clock.monotonic_s() + END_AFTER_S
-        self._metrics.dedup_posts.inc(sum(len(chunk.ids) for chunk, _ in outcome))
-        self._metrics.dedup_hits.inc(sum(len(actions.hits) for _, actions in outcome))
-        self._metrics.dedup_misses.inc(sum(actions.miss_posts for _, actions in outcome))
+        self._metrics.dedup_posts.inc(sum(len(each.chunk.ids) for each in outcome))
+        self._metrics.dedup_hits.inc(sum(len(each.actions.hits) for each in outcome))
+        self._metrics.dedup_misses.inc(sum(each.actions.miss_posts for each in outcome))
         return count
 
     def _commit(self, progress: Progress) -> None:
@@ -293,15 +309,13 @@ class Lane:
         with_retries(commit, self._stopping, self._recover)
         self._look_s = clock.monotonic_s() + END_AGAIN_S
 
-    def _decide(self, chunk: Chunk) -> Actions:
+    def _look_up(self, chunk: Chunk, standing: Standing) -> "_LookedUp":
         assert self._table is not None
-        if chunk.version != self._topics.version:
-            # It waited while the ray moved to another version: its posts get embeddings of the one served now.
-            rekey(chunk, self._fingerprint, self._topics.version)
-        return dedup(chunk, self._table)
+        own = own_part(chunk, standing, self._fingerprints)
+        return _LookedUp(own, dedup(own, self._table), standing)
 
-    def _produce_miss(self, builder: ChunkBuilder) -> None:
-        value = builder.build(self._topics.version).SerializeToString()
+    def _produce_miss(self, builder: ChunkBuilder, standing: Standing) -> None:
+        value = builder.build(self._topics.version, standings=[standing]).SerializeToString()
         topic = self._topics.backfill_misses if builder.is_backfill else self._topics.misses
         self._producer.produce(topic, value, partition=self.partition)
 
@@ -362,39 +376,6 @@ class Lane:
             f"{found}: the topic was made anew, or lost its end; delete {self._topics.checkpoints} too and run "
             "`manyray topics create`"
         )
-
-    def _open_table(self) -> Table:
-        """The table of this partition, once a process that is on its way out has let go of it.
-
-        One that does not, such as a process that is stopped, keeps its folder: the lane takes a spare one beside it.
-
-        Raises:
-            Retry: another process holds it, and this lane is to stop.
-            Fatal: it cannot be opened, or the spare one is held too.
-        """
-        settings = self._settings
-        folder = folder_of(settings, self._topics, self.partition)
-        # Shares of one process's bounds by the partitions that one process may own: all of them.
-        disk_bytes = settings.table_disk_mib * 2**20 // settings.partitions
-        ram_bytes = settings.table_ram_mib * 2**20 // settings.partitions
-        deadline_s = clock.monotonic_s() + HELD_WAIT_S
-        chosen, spare = folder, spare_of(folder)
-        while True:
-            try:
-                disk = RocksTable(chosen, disk_bytes, self._shared.index_cache, self._metrics.table_corrupt.inc)
-            except Retry as error:
-                if self._stopping.wait(_HELD_PAUSE_S):
-                    raise
-                if clock.monotonic_s() < deadline_s:
-                    continue
-                if chosen is spare:
-                    raise Fatal(str(error)) from None
-                _log.warning("partition %d: %s; goes on with one of its own", self.partition, error)
-                chosen = spare
-            else:
-                if chosen is folder:
-                    shutil.rmtree(spare, ignore_errors=True)
-                return TieredTable(disk, ram_bytes)
 
     def _note_stats(self) -> None:
         now_s = clock.monotonic_s()

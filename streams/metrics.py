@@ -5,10 +5,12 @@ Those of a GPU are in `streams.gpu`.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from streams.endpoint import DIRECT
@@ -64,7 +66,6 @@ class Metrics:
     open_transaction_seconds: Gauge
     queue_length: Gauge
     partitions_owned: Gauge
-    restarts: Gauge
 
     @classmethod
     def create(cls) -> "Metrics":
@@ -81,7 +82,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"manyray_{name}", text, buckets=buckets, registry=registry)
 
-        metrics = cls(
+        return cls(
             registry=registry,
             ingest_posts=counter("ingest_posts_total", "posts accepted"),
             ingest_rejected=counter("ingest_rejected_total", "posts sent to the rejected topic", "reason"),
@@ -137,10 +138,34 @@ class Metrics:
                 "queue",
             ),
             partitions_owned=gauge("partitions_owned", "partitions that this process works on"),
-            restarts=gauge("restarts", "times that `manyray up` has started this role again"),
         )
-        metrics.restarts.set(restarts())
-        return metrics
+
+
+class ByVersion(Collector):
+    """The metrics of each version that a process serves, with the label `version`. One thread changes which."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Metrics] = {}
+
+    def of(self, version: str) -> Metrics:
+        """Those of a version that is begun: fresh ones."""
+        self._of = {**self._of, version: Metrics.create()}
+        return self._of[version]
+
+    def forget(self, version: str) -> None:
+        """A version is served no longer."""
+        self._of = {one: metrics for one, metrics in self._of.items() if one != version}
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them, of each name together."""
+        families: dict[str, Metric] = {}
+        for version, metrics in self._of.items():
+            for one in metrics.registry.collect():
+                family = families.setdefault(one.name, Metric(one.name, one.documentation, one.type, one.unit))
+                family.samples += [
+                    sample._replace(labels={**sample.labels, "version": version}) for sample in one.samples
+                ]
+        return families.values()
 
 
 def restarts() -> int:

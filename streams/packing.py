@@ -13,13 +13,13 @@ CHUNK_BYTES_MAX = 512 * 1024
 
 @dataclass(slots=True, eq=False)
 class Packer:
-    """Packs posts of one lane into chunks by the partition of their fingerprint.
+    """Packs posts of one lane into chunks by the partition of their content's hash.
 
-    A content that repeats within a chunk is normalised and fingerprinted once. `full` collects closed chunks;
+    A content that repeats within a chunk is normalised and hashed once. `full` collects closed chunks;
     memory is bounded by how many posts the caller adds before `take`.
     """
 
-    fingerprint: Callable[[bytes], bytes]
+    hash_of: Callable[[bytes], bytes]
     partitions: int
     chunk_posts_max: int
     is_backfill: bool = False
@@ -54,12 +54,12 @@ class Packer:
     def _place(self, text: str) -> tuple[int, ChunkBuilder, int]:
         content = normalise(text).encode()
         self.contents += 1
-        fingerprint = self.fingerprint(content)
-        partition = partition_of(fingerprint, self.partitions)
+        hashed = self.hash_of(content)
+        partition = partition_of(hashed, self.partitions)
         builder = self._open.get(partition)
         if builder is None:
             builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill, job=self.job, share=self.share)
-        return partition, builder, builder.add_content(fingerprint, content)
+        return partition, builder, builder.add_content(hashed, content)
 
     def _close(self, partition: int) -> None:
         self.full.append((partition, self._open.pop(partition)))

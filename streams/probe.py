@@ -19,16 +19,16 @@ ANSWER_S = 15.0
 """For dedup to answer: where none runs, nothing is known."""
 
 
-def count_hits(settings: Settings, topics: Topics, fingerprints: Collection[bytes]) -> int | None:
-    """Of how many of these distinct contents the tables hold the vector; None where no dedup answers.
+def count_hits(settings: Settings, topics: Topics, hashes: Collection[bytes]) -> int | None:
+    """Of how many of these distinct contents, by their hashes, the tables hold the vector; None where no dedup answers.
 
     Raises:
         Retry: the brokers did not answer in time.
     """
     name = f"probe-{clock.random_id()}"
     by_partition: dict[int, list[bytes]] = {}
-    for fingerprint in fingerprints:
-        by_partition.setdefault(partition_of(fingerprint, settings.partitions), []).append(fingerprint)
+    for each in hashes:
+        by_partition.setdefault(partition_of(each, settings.partitions), []).append(each)
     stop = threading.Event()
     begun = Line.begin(clock.now_ms(), settings.partitions)
     producer = StageProducer.create(
@@ -56,14 +56,14 @@ def count_hits(settings: Settings, topics: Topics, fingerprints: Collection[byte
     return hits
 
 
-def _chunk(topics: Topics, fingerprints: list[bytes]) -> Chunk:
-    nothing = [0] * len(fingerprints)
+def _chunk(topics: Topics, hashes: list[bytes]) -> Chunk:
+    nothing = [0] * len(hashes)
     return Chunk(
         version=topics.version,
-        fingerprints=b"".join(fingerprints),
-        texts=[b""] * len(fingerprints),
-        ids=[""] * len(fingerprints),
-        contents=range(len(fingerprints)),
+        fingerprints=b"".join(hashes),
+        texts=[b""] * len(hashes),
+        ids=[""] * len(hashes),
+        contents=range(len(hashes)),
         post_sources=nothing,
         offsets=nothing,
         posted_ms=nothing,

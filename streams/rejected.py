@@ -122,6 +122,8 @@ def send_rejected(producer: StageProducer, topics: Topics, original: Original, c
     }
     if original.job:
         ours["manyray-job"] = original.job
+    if topics.version:  # else it has no embedding in any
+        ours["manyray-version"] = topics.version
     value, key, headers = original.value, original.key, original.headers
     if original.size_bytes > BYTES_MAX:  # compressed it came through, and it lies at its place still
         value, ours["manyray-original"] = None, "too_large"

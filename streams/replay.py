@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from schemas.chunk import Place
-from schemas.content import fingerprinter
+from schemas.content import hasher
 from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk, Source
 from streams import clock
@@ -85,10 +85,8 @@ class Replay:
             stop,
             on_done,
         )
-        fingerprint = fingerprinter(topics.version, settings.salt.get_secret_value())
-        self._packer = Packer(
-            fingerprint, settings.partitions, settings.chunk_posts_max, is_backfill=True, job=job.name
-        )
+        hash_of = hasher(settings.salt.get_secret_value())
+        self._packer = Packer(hash_of, settings.partitions, settings.chunk_posts_max, is_backfill=True, job=job.name)
         self._tells_rejected = job.topic not in topics.all_posts
         """What came through ingest before was rejected there."""
         self._is_wanted = compile_filter(job.filter) if job.filter else None
@@ -170,7 +168,7 @@ class Replay:
         self._epoch_ms = max(clock.now_ms(), self.done.epoch_ms + 1)  # of lines that are this process's alone
         self._lines.clear()
         self._in_flight.clear()
-        self._backlog.drain_anew()
+        self._backlog.drain.begin()
         # What is cancelled may be of files that are gone.
         self._is_cancelled = self.job.order == "cancel"
         if not self._is_cancelled:
@@ -216,12 +214,12 @@ class Replay:
         begun = Line.begin(self._epoch_ms, self._settings.partitions)
         lines = {source: self._lines.get(source, begun) for source in batch.next_offsets}
         self._producer.begin()
-        lines = send_batch(batch, lines, self._producer, self._topics, self._metrics)
+        lines = send_batch(batch, lines, self._producer, self._topics, self._metrics, version=self._topics.version)
         self._commit(done)
         self._lines.update(lines)
         self._pace.sent(len(read.records), now_s)
         if batch.chunks:
-            self._backlog.drain_anew()
+            self._backlog.drain.begin()
             self._in_flight.append(Sent(len(read.records), clock.monotonic_s(), lines))
 
     def _wait(self, wait_s: float) -> bool:
@@ -234,7 +232,7 @@ class Replay:
 
     def _finish(self) -> bool:
         """End the job if all that it sent has come out; says whether something was committed."""
-        if not self._backlog.is_drained():
+        if not self._backlog.drain.is_done():
             return self._wait(DRAIN_S)
         self._end()
         return True

@@ -11,7 +11,7 @@ from encoders.rescue import NOT_FINITE, OUT_OF_MEMORY
 from schemas.content import partition_of, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Reject
-from schemas.internal_pb2 import Vectors
+from schemas.internal_pb2 import Standing, Vectors
 from schemas.post import Post
 from schemas.public_pb2 import CACHED, COMPUTED
 from schemas.vectors import VectorForm
@@ -69,9 +69,10 @@ class Submitted:
 
     def embeddings(self, parts: EmbeddingParts, now_ms: int) -> Iterator[KeyValue]:
         """The output records of all posts that get one, key and value each."""
-        computed, cached = parts.head(COMPUTED, now_ms), parts.head(CACHED, now_ms)
         first = set(self.computing)  # the post for which a content was computed is the first one with it
         for chunk in self.window.chunks:
+            standing = next(iter(chunk.standings), Standing())
+            computed, cached = (parts.head(origin, now_ms, standing) for origin in (COMPUTED, CACHED))
             fingerprints = split_fingerprints(chunk.fingerprints)
             contents = [
                 None if fingerprint in self.failed else parts.content(fingerprint, self.vector(fingerprint))

@@ -1,7 +1,9 @@
 """The folder of a table on disk: its format, its generations, and where a damaged one goes."""
 
 import logging
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from streams import clock
@@ -10,15 +12,25 @@ from streams.topics import Topics
 
 _log = logging.getLogger("manyray.table")
 
-FORMAT = "1"
+FORMAT = "2"
 """Of what the table writes: raise it when that changes, and tables of before are refilled."""
 _FORMAT_FILE = "FORMAT"
 _GENERATIONS = 2
+_VERSION = re.compile("[0-9a-f]{12}")
 
 
 def folder_of(settings: Settings, topics: Topics, partition: int) -> Path:
     """Where the table of a partition lies: each version of a ray has its own."""
     return settings.data_dir / "tables" / f"{topics.ray}-{topics.version}" / str(partition)
+
+
+def remove_others(settings: Settings, ray: str, versions: Collection[str]) -> None:
+    """Remove the tables of versions of a ray that are served no longer, of this machine; what cannot be, stays."""
+    for folder in (settings.data_dir / "tables").glob(f"{ray}-*"):
+        version = folder.name.removeprefix(f"{ray}-")
+        if _VERSION.fullmatch(version) and version not in versions:  # a longer ray's name may begin so
+            _log.info("the tables of version %s are removed: it is served no longer", version)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def spare_of(folder: Path) -> Path:

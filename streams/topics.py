@@ -41,7 +41,10 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The names of a ray's topics, and the form of its vectors; all rays share those of posts and `rejected`."""
+    """The names of the topics of a ray and one of its versions, and the form of its vectors.
+
+    All rays share those of posts and `rejected`, and all versions of a ray `lookups`, `replays` and `control`.
+    """
 
     ray: str
     version: str
@@ -62,27 +65,47 @@ class Topics:
     @property
     def misses(self) -> str:
         """Chunks of posts whose vector the table does not hold."""
-        return f"misses.{self.ray}"
+        return f"misses.{self.ray}.{self.version}"
 
     @property
     def backfill_misses(self) -> str:
         """Such chunks of posts of a backfill, which are computed after the others."""
-        return f"misses.{self.ray}.backfill"
+        return f"misses.{self.ray}.{self.version}.backfill"
 
     @property
     def vectors(self) -> str:
         """Computed vectors: the table's changelog."""
-        return f"vectors.{self.ray}"
+        return f"vectors.{self.ray}.{self.version}"
 
     @property
     def checkpoints(self) -> str:
         """How far dedup got in each partition."""
-        return f"checkpoints.{self.ray}"
+        return f"checkpoints.{self.ray}.{self.version}"
+
+    @property
+    def control(self) -> str:
+        """Which versions the ray has, and what each is to it."""
+        return f"control.{self.ray}"
 
     @property
     def replays(self) -> str:
         """What replays were asked for, and how far each got."""
         return f"replays.{self.ray}"
+
+    @property
+    def dedup_group(self) -> str:
+        """The consumer group of dedup."""
+        return f"manyray.dedup.{self.ray}.{self.version}"
+
+    @property
+    def encode_group(self) -> str:
+        """The consumer group of encode."""
+        return f"manyray.encode.{self.ray}.{self.version}"
+
+    @property
+    def backfill_group(self) -> str:
+        """That of its lane for backfills."""
+        return f"{self.encode_group}.backfill"
 
     @property
     def embeddings(self) -> str:
@@ -100,14 +123,15 @@ class Topics:
         return cls(settings.ray, version, settings.posts_topics, settings.backfill_topics, form or VectorForm())
 
 
-def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
-    """Every topic that the pipeline needs, in the order of its flow."""
-    topics = Topics.of(settings, version)
+def plan_topics(settings: Settings, *versions: str) -> list[TopicPlan]:
+    """Every topic that the pipeline needs for some versions of its ray: first those that all versions share."""
+    topics = Topics.of(settings, "")
     # By the brokers' clock, not by those of roles: a record with a wrong time is refused, or deleted at once.
     theirs = {"message.timestamp.type": "LogAppendTime"}
     size = {_BYTES_MAX: str(RECORD_BYTES_MAX), **theirs}
     # Records that are read once by our own stages need to outlive an outage, not the week that is Kafka's default.
     passing = {**size, "retention.ms": str(3 * _DAY_MS)}
+    rejected = {_BYTES_MAX: str(REJECTED_BYTES_MAX), **theirs}
 
     # Small segments, compacted early: who begins reads it whole.
     latest = {_POLICY: "compact", "segment.bytes": "1048576", "min.cleanable.dirty.ratio": "0.1", **theirs}
@@ -115,19 +139,26 @@ def plan_topics(settings: Settings, version: str) -> list[TopicPlan]:
     def plan(name: str, purpose: str, config: dict[str, str] | None = None, *, is_ours: bool = True) -> TopicPlan:
         return TopicPlan(name, settings.partitions, settings.replication, purpose, config or {}, is_ours)
 
+    def single(name: str, purpose: str) -> TopicPlan:
+        return TopicPlan(name, 1, settings.replication, purpose, latest, is_single=True)
+
+    def of_version(own: Topics) -> list[TopicPlan]:
+        return [
+            plan(own.misses, "posts to be encoded", passing),
+            plan(own.backfill_misses, "posts of a backfill to be encoded, after the others", passing),
+            plan(own.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
+            plan(own.checkpoints, "how far dedup got", latest),
+            plan(own.embeddings, "embeddings, as users read them", size, is_ours=False),
+        ]
+
     return [
         *(plan(name, "posts, as users write them", is_ours=False) for name in topics.posts),
         *(plan(name, "posts of a backfill, as users write them", is_ours=False) for name in topics.backfill_posts),
-        plan(
-            topics.rejected, "bad posts with the reason", {_BYTES_MAX: str(REJECTED_BYTES_MAX), **theirs}, is_ours=False
-        ),
-        plan(topics.lookups, "posts on their way to the table", passing),
-        plan(topics.misses, "posts to be encoded", passing),
-        plan(topics.backfill_misses, "posts of a backfill to be encoded, after the others", passing),
-        plan(topics.vectors, "computed vectors, the table's changelog", {**size, "retention.ms": str(30 * _DAY_MS)}),
-        plan(topics.checkpoints, "how far dedup got", latest),
-        TopicPlan(topics.replays, 1, settings.replication, "replays, and how far each got", latest, is_single=True),
-        plan(topics.embeddings, "embeddings, as users read them", size, is_ours=False),
+        plan(topics.rejected, "bad posts with the reason", rejected, is_ours=False),
+        single(topics.control, "the ray's versions, and what each is to it"),
+        single(topics.replays, "replays, and how far each got"),
+        plan(topics.lookups, "posts on their way to the tables", passing),
+        *(each for version in versions for each in of_version(Topics.of(settings, version))),
     ]
 
 
@@ -147,7 +178,7 @@ def list_partitions(settings: Settings) -> dict[str, int]:
     return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
 
 
-def create_topics(settings: Settings, version: str) -> list[str]:
+def create_topics(settings: Settings, *versions: str) -> list[str]:
     """Create the topics that are missing and return their names; those that exist are left as they are.
 
     Returns when clients can see them.
@@ -156,7 +187,7 @@ def create_topics(settings: Settings, version: str) -> list[str]:
         Fatal: no broker answers, or it refuses.
     """
     existing = list_partitions(settings)
-    missing = [plan for plan in plan_topics(settings, version) if plan.name not in existing]
+    missing = [plan for plan in plan_topics(settings, *versions) if plan.name not in existing]
     if not missing:
         return []
     requests = [NewTopic(plan.name, plan.partitions, plan.replication, config=plan.config) for plan in missing]
@@ -178,13 +209,13 @@ def create_topics(settings: Settings, version: str) -> list[str]:
     return names
 
 
-def find_problems(settings: Settings, version: str) -> list[str]:
+def find_problems(settings: Settings, *versions: str) -> list[str]:
     """What is wrong with the topics, a line each with its remedy; empty when all is well.
 
     Raises:
         Fatal: no broker answers.
     """
-    plans = plan_topics(settings, version)
+    plans = plan_topics(settings, *versions)
     existing = list_partitions(settings)
     return compare(plans, existing, _configs(settings, plans, existing))
 
@@ -218,13 +249,13 @@ def compare(plans: Sequence[TopicPlan], partitions: dict[str, int], configs: dic
     return problems
 
 
-def check_topics(settings: Settings, version: str) -> None:
+def check_topics(settings: Settings, *versions: str) -> None:
     """Refuse to start on topics that are missing or miscounted.
 
     Raises:
         Fatal: the first problem, and how many more there are.
     """
-    problems = find_problems(settings, version)
+    problems = find_problems(settings, *versions)
     if problems:
         more = f" (and {len(problems) - 1} more: run `manyray topics check`)" if len(problems) > 1 else ""
         raise Fatal(problems[0] + more)

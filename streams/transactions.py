@@ -36,6 +36,10 @@ KeyValue = tuple[bytes, bytes]
 _FENCED = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 
 
+class Fenced(Fatal):
+    """Another process has taken over."""
+
+
 class StageProducer:
     """A stage's producer, which can be built anew; used by one thread. `create` says which of the two kinds it is."""
 
@@ -173,7 +177,7 @@ class StageProducer:
         error: KafkaError = exception.args[0]
         self._metrics.transaction_failures.inc()
         if error.code() in _FENCED and self._shared_id:
-            return Fatal(
+            return Fenced(
                 f"another process has taken over {self.transactional_id}, or a transaction took longer than "
                 f"transaction_timeout_ms ({error.str()}): this one stops, so that nothing is doubled"
             )

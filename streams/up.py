@@ -19,13 +19,13 @@ from typing import Any
 from schemas.errors import Fatal
 from streams import clock
 from streams.broker import Broker, DataDirLock
+from streams.control import check_named, check_ray, create_ray
 from streams.endpoint import is_live
 from streams.handover import ROLE_STOP_S, environment_for
 from streams.metrics import RESTARTS_VARIABLE
 from streams.restarts import RESTARTS_MAX, WINDOW_S, Restarts
 from streams.settings import Settings
 from streams.stall import Stalls
-from streams.topics import check_topics, create_topics
 from streams.version import version_of
 
 _log = logging.getLogger("manyray.up")
@@ -211,8 +211,9 @@ class Pipeline:
             self._held.enter_context(DataDirLock(self.settings.data_dir))
             if not self.settings.bootstrap_servers:
                 self._start_broker()
-                create_topics(self.settings, version)
-            check_topics(self.settings, version)
+                create_ray(self.settings)
+            ray = check_ray(self.settings)
+            check_named(self.settings, ray, version)
             for role, count in self._roles.items():
                 for _ in range(count):
                     self.start_role(role)

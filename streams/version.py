@@ -1,6 +1,9 @@
 """The version that settings name."""
 
+from pathlib import Path
+
 from encoders.model_spec import ModelSpec, model_spec
+from encoders.source import FolderSource, parse_source
 from encoders.version import VersionSpec, resolve_spec
 from streams.settings import Settings
 
@@ -21,6 +24,14 @@ def spec_of(settings: Settings) -> VersionSpec:
         Fatal: they name no encoder that can be.
     """
     return resolve_spec(model_of(settings))
+
+
+def place_of(model: str, revision: str = "") -> str:
+    """How a model is named wherever roles run: a file or folder by its whole path, others as they are."""
+    path = Path(model).expanduser()
+    # A name, such as minilm, is of a folder too, but of each machine's own.
+    is_path = model.endswith(".toml") or parse_source(model, revision) == FolderSource(path)
+    return str(path.resolve()) if is_path else model
 
 
 def version_of(settings: Settings) -> str:

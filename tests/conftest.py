@@ -17,6 +17,7 @@ from schemas.errors import Retry
 from streams import clients, clock
 from streams.attempts import with_retries
 from streams.broker import Broker
+from streams.control import create_ray
 from streams.settings import Settings, load_settings
 from streams.topics import Topics, create_topics, list_partitions, plan_topics
 from streams.up import Pipeline
@@ -74,7 +75,7 @@ def topic(settings: Settings) -> str:
 def topics(settings: Settings) -> Topics:
     """Those of the settings, which exist, and whose partitions are led: brokers take a moment after they show them."""
     version = version_of(settings)
-    create_topics(settings, version)
+    create_ray(settings)
     with closing(clients.reader(settings)) as reader:
         for plan in plan_topics(settings, version):
             for partition in range(plan.partitions):

@@ -29,7 +29,7 @@ def run(settings: Settings, job: Job) -> Done:
 
 def read(settings: Settings, name: str) -> Done:
     """How far it got."""
-    return Jobs(settings, topics_of(settings)).read()[name][1]
+    return Jobs(settings).read()[name][1]
 
 
 def embeddings(settings: Settings, job: str) -> list[Embedding]:

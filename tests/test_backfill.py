@@ -12,12 +12,11 @@ from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, normalise
 from schemas.public_pb2 import Embedding
 from streams import clients, clock
+from streams.control import create_ray
 from streams.encode import Encode
 from streams.metrics import Metrics
 from streams.settings import Settings
-from streams.topics import create_topics
 from streams.up import Pipeline
-from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, read_records, send, topics_of
 from tests.waiting import WAIT_S, wait_until
 
@@ -30,9 +29,7 @@ BACKFILL, LIVE = 1_500, 10
 def two_lanes(settings: Settings) -> Settings:
     """Settings with a topic for backfills; of one partition, whose order says what came first."""
     backfill = (f"{settings.posts_topics[0]}-backfill",)
-    settings = settings.model_copy(update={"backfill_topics": backfill, "partitions": 1})
-    create_topics(settings, version_of(settings))
-    return settings
+    return settings.model_copy(update={"backfill_topics": backfill, "partitions": 1})
 
 
 def in_backfill(settings: Settings) -> Settings:
@@ -46,7 +43,7 @@ def test_live_posts_overtake_a_backfill(two_lanes: Settings, tweets: list[str]) 
     """
     texts = list({normalise(text): text for text in tweets if text}.values())[: BACKFILL + LIVE]
     settings = two_lanes.model_copy(update={"model": "minilm"})
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(WAIT_S)
         send(in_backfill(settings), [post(f"old{number}", text) for number, text in enumerate(texts[:BACKFILL])])
@@ -67,6 +64,7 @@ def test_live_posts_overtake_a_backfill(two_lanes: Settings, tweets: list[str]) 
 
 def test_live_windows_alone_are_urgent(two_lanes: Settings) -> None:
     """Windows are of one lane, and the engine is told which ones others are to wait for."""
+    create_ray(two_lanes)
     topics = topics_of(two_lanes)
     fingerprint = fingerprinter(topics.version, "")
     producer = clients.producer(two_lanes)
@@ -93,6 +91,7 @@ def test_live_windows_alone_are_urgent(two_lanes: Settings) -> None:
 
 def test_a_share_of_the_encoder_leaves_it_the_rest(two_lanes: Settings) -> None:
     """Where chunks may take a quarter of its time, it rests after each window three times as long as that took."""
+    create_ray(two_lanes)
     topics = topics_of(two_lanes)
     producer = clients.producer(two_lanes)
     for number in range(4):

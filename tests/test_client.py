@@ -13,6 +13,7 @@ from schemas.post import Post, decode_post
 from schemas.public_pb2 import CACHED, FLOAT32, Embedding
 from streams import clients, clock
 from streams.broker import Broker
+from streams.control import create_ray
 from streams.settings import Settings, load_settings
 from streams.topics import Topics, create_topics
 from streams.version import version_of
@@ -25,7 +26,7 @@ IDLE_S = 5.0
 @pytest.fixture
 def client(settings: Settings):
     """A client of a ray of its own, whose topics exist."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with Client(settings) as client:
         yield client
 
@@ -33,7 +34,15 @@ def client(settings: Settings):
 def embedding(number: int, **fields: object) -> bytes:
     """The record of an embedding, whose vector is its number four times."""
     vector = np.full(4, number, "<f4").tobytes()
-    whole = {"post_id": f"p{number}", "dtype": FLOAT32, "dims": 4, "vector": vector, "origin": CACHED, **fields}
+    whole = {
+        "post_id": f"p{number}",
+        "dtype": FLOAT32,
+        "dims": 4,
+        "vector": vector,
+        "origin": CACHED,
+        "promoted": True,
+        **fields,
+    }
     return Embedding(**whole).SerializeToString()  # type: ignore[arg-type]
 
 
@@ -175,21 +184,17 @@ def test_a_record_that_is_no_embedding_passes_over_nothing(client: Client):
         assert next(subscription).ids == ["p0"]
 
 
-def test_a_bare_ray_is_the_version_of_the_settings_else_the_only_one(settings: Settings):
-    """Where neither decides, the error lists the versions and how to name one."""
+def test_a_bare_ray_is_its_promoted_version(settings: Settings):
+    """As the control topic says, whatever other topics there are; a version that there is none of is named."""
     ray = settings.ray
     with pytest.raises(Fatal, match=f"no ray {ray}"):
         find_embeddings_topic(settings, ray)
-    create_topics(settings, "a" * 12)
-    assert find_embeddings_topic(settings, ray) == f"embeddings.{ray}.{'a' * 12}"
+    create_ray(settings)
     create_topics(settings, "b" * 12)
-    with pytest.raises(Fatal, match=f"{ray}@{'a' * 12} or {ray}@{'b' * 12}"):
-        find_embeddings_topic(settings, ray)
-    assert find_embeddings_topic(settings, f"{ray}@{'b' * 12}").endswith("b" * 12)
-    with pytest.raises(Fatal, match=f"no version {'c' * 12}; there are {'a' * 12}, {'b' * 12}"):
-        find_embeddings_topic(settings, f"{ray}@{'c' * 12}")
-    create_topics(settings, version_of(settings))
     assert find_embeddings_topic(settings, ray) == f"embeddings.{ray}.{version_of(settings)}"
+    assert find_embeddings_topic(settings, f"{ray}@{'b' * 12}").endswith("b" * 12)
+    with pytest.raises(Fatal, match=f"no version {'c' * 12}; there are "):
+        find_embeddings_topic(settings, f"{ray}@{'c' * 12}")
 
 
 def test_connect_takes_settings_and_refuses_unknown_ones(broker: Broker):

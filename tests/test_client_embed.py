@@ -11,8 +11,8 @@ from manyray.embedding_call import collect
 from schemas.errors import Reject, Retry
 from streams import clients, clock
 from streams.broker import Broker
+from streams.control import create_ray
 from streams.settings import load_settings
-from streams.topics import create_topics
 from streams.up import Pipeline
 from streams.version import version_of
 
@@ -30,7 +30,7 @@ def pipeline(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         posts_topics=(f"posts{name}",),
         model="hash",
     )
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(90)
         yield pipeline
@@ -80,15 +80,20 @@ def test_without_an_answer_it_says_what_to_look_at(pipeline: Pipeline, client: C
     assert client.embed(["served again"]).shape == (1, 384)
 
 
-@pytest.mark.parametrize(("ray", "error"), [("ours", Reject), ("another's", Retry)])
-def test_only_its_own_ray_rejects_a_text(pipeline: Pipeline, ray: str, error: type[Exception]):
-    """Rays share the rejected topic: what another one does not take is waited for all the same."""
+@pytest.mark.parametrize(
+    ("ray", "version", "error"),
+    [("ours", "all", Reject), ("ours", "ours", Reject), ("ours", "another", Retry), ("another's", "all", Retry)],
+)
+def test_only_its_own_ray_and_version_reject_a_text(pipeline: Pipeline, ray: str, version: str, error: type[Exception]):
+    """Rays share the rejected topic: what another one, or another version, does not take is waited for all the same."""
     settings, post_id = pipeline.settings, clock.random_id()
     producer = clients.producer(settings)
 
     def publish() -> None:
         rejected_by = settings.ray if ray == "ours" else "ray-of-another"
         headers = {"manyray-ray": rejected_by, "manyray-reason": "no_text", "manyray-topic": "nowhere"}
+        if version != "all":
+            headers["manyray-version"] = version_of(settings) if version == "ours" else "b" * 12
         producer.produce("rejected", b"", key=post_id, headers=headers | {"manyray-detail": ""})
         assert producer.flush(30) == 0
 

@@ -7,12 +7,13 @@ import pytest
 from faust.types import TP
 
 from schemas.errors import ManyrayError
+from streams.control import create_ray
 from streams.dedup_app import build_app
 from streams.lane import Shared
 from streams.metrics import Metrics
 from streams.rocks_table import index_cache
 from streams.settings import Settings
-from streams.topics import Topics, create_topics
+from streams.topics import Topics
 from streams.version import version_of
 from tests.test_transport import write
 from tests.waiting import WAIT_S
@@ -25,7 +26,7 @@ TRANSACTIONS = 20
 def test_nothing_is_kept_of_what_is_done(settings: Settings) -> None:
     """However many transactions there were: each has a marker, which to Faust's acks is a gap that is never closed."""
     settings = settings.model_copy(update={"partitions": 1, "accept_gaps": True})  # records of nothing will do
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     topics = Topics.of(settings, version_of(settings))
     failed: list[ManyrayError] = []
 

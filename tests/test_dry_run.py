@@ -63,7 +63,7 @@ def test_a_dry_run_tells_what_a_replay_would_do_and_does_nothing(
     assert before["tokens"].endswith("of the 500 to be computed")
     assert "s with 50% of it" in before["encoder"]
     assert not read_records(settings, topics.embeddings)
-    assert not Jobs(settings, topics).read()
+    assert not Jobs(settings).read()
     lines = [read_progress(settings, topics.checkpoints, at).sources for at in range(settings.partitions)]
     assert not any(lines), "its own lines are ended"
     run(settings, begin(settings, topic, "real"))

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from manyray.embedding_rows import GROUP_BYTES, Batch, Kind, batch_of, commonest_kind, rows_of, write_rows
 from schemas.embedding import EmbeddingParts, form_of
+from schemas.internal_pb2 import Standing
 from schemas.public_pb2 import CACHED, COMPUTED, FLOAT32, Embedding
 from schemas.vectors import OUTPUTS, VectorForm
 
@@ -26,7 +27,8 @@ def record(form: VectorForm = FORMS[0], **fields: object) -> Embedding:
     offset = int(str(fields.get("source_offset", 0)))
     vector = form.pack(np.random.default_rng(offset).standard_normal((1, DIMS), np.float32)).tobytes()
     parts = EmbeddingParts(RAY, VERSION, form)
-    whole = parts.head(COMPUTED, 5) + parts.content(bytes(16), vector) + Embedding(**fields).SerializeToString()
+    own = Embedding(**fields).SerializeToString()
+    whole = parts.head(COMPUTED, 5, Standing()) + parts.content(bytes(16), vector) + own
     return Embedding.FromString(whole)
 
 

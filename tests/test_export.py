@@ -20,6 +20,7 @@ from manyray.export_folder import claimed
 from manyray.exporting import export_ray
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, Retry
+from schemas.internal_pb2 import Standing
 from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clients
 from streams.ranges import Read, TopicRanges
@@ -59,7 +60,7 @@ def embedding(settings: Settings, number: int, **fields: Any) -> bytes:
     """An embedding of the version of the settings, whose vector is its number."""
     parts = EmbeddingParts(settings.ray, topics_of(settings).version)
     vector = np.full(DIMS, number, "<f4").tobytes()
-    whole = parts.head(COMPUTED, 5) + parts.content(bytes(16), vector) + parts.post(f"p{number}", number, 1)
+    whole = parts.head(COMPUTED, 5, Standing()) + parts.content(bytes(16), vector) + parts.post(f"p{number}", number, 1)
     return whole + Embedding(**fields).SerializeToString()
 
 

@@ -18,11 +18,12 @@ from schemas.internal_pb2 import Chunk, Source
 from schemas.public_pb2 import CACHED, COMPUTED, Embedding
 from streams import clients, clock
 from streams.checkpoint import KEY, Progress
+from streams.control import create_ray
 from streams.rocks_table import RocksTable
 from streams.settings import Settings
 from streams.submitted import pack_vectors
 from streams.table_folder import folder_of
-from streams.topics import Topics, create_topics
+from streams.topics import Topics
 from streams.version import version_of
 from tests.oracle import remove
 from tests.waiting import WAIT_S
@@ -260,7 +261,7 @@ SPOILT: dict[Callable[[Kept], None], set[str]] = {
 def one(settings: Settings) -> Settings:
     """Settings of one partition, whose topics are there."""
     settings = settings.model_copy(update={"partitions": 1, "table_disk_mib": TABLE_MIB})
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     return settings
 
 

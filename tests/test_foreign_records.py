@@ -4,10 +4,9 @@ import pytest
 from confluent_kafka import Producer
 
 from streams.checkpoint import KEY
+from streams.control import create_ray
 from streams.settings import Settings
-from streams.topics import create_topics
 from streams.up import Pipeline
-from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, send, topics_of
 from tests.test_cli import flags, manyray
 from tests.waiting import WAIT_S
@@ -37,7 +36,7 @@ def run_pipeline(settings: Settings, post_id: str) -> None:
 @pytest.mark.parametrize(("role", "topic"), [("dedup", "lookups"), ("encode", "misses")])
 def test_a_chunk_that_is_none_stops_its_role(settings: Settings, role: str, topic: str, tmp_path) -> None:
     """The line names the record and the remedy; with the remedy the posts beside it come out once."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     run_pipeline(settings, "before")
     name = getattr(topics_of(settings), topic)
     put(settings, name, FOREIGN)
@@ -55,7 +54,7 @@ def test_a_chunk_that_is_none_stops_its_role(settings: Settings, role: str, topi
 
 def test_a_chunk_of_no_posts_is_passed_over(settings: Settings) -> None:
     """It holds nothing that could be lost: the posts beside it come out once."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     topics = topics_of(settings)
     for value in (None, b""):
         put(settings, topics.lookups, value)
@@ -71,7 +70,7 @@ def test_a_chunk_of_no_posts_is_passed_over(settings: Settings) -> None:
 @pytest.mark.parametrize("value", [FOREIGN, None])
 def test_what_the_table_cannot_learn_costs_nothing_else(settings: Settings, value: bytes | None) -> None:
     """Strange records among the vectors and the checkpoints are passed over, while it runs and when it starts."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     topics = topics_of(settings)
     put(settings, topics.vectors, value)
     put(settings, topics.checkpoints, value, b"other")

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from streams.control import create_ray
 from streams.settings import Settings
-from streams.topics import create_topics
 from streams.up import Pipeline
-from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, send
 from tests.test_cli import launch, manyray
 
@@ -25,7 +24,7 @@ POSTS = 30_000
 
 def test_dedup_ends_with_one_line_on_a_full_disk_and_loses_nothing(settings: Settings, small_disk: Path) -> None:
     """Dedup names the disk and the remedy and exits with 1; on a larger disk it goes on where it was."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with Pipeline(settings, roles={"ingest": 1, "encode": 1}) as pipeline:
         pipeline.wait_ready(90)
         send(settings, [post(str(number), f"text {number}") for number in range(POSTS)])

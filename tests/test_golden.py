@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.embedding import EmbeddingParts, vectors_of
-from schemas.internal_pb2 import Checkpoint, Chunk, Source, Vectors
+from schemas.internal_pb2 import Checkpoint, Chunk, Source, Standing, Vectors
 from schemas.post import Post, decode_post
 from schemas.public_pb2 import CACHED, COMPUTED, FLOAT32, INT8, Embedding
 from streams.checkpoint import Progress
@@ -32,6 +32,7 @@ REPLAYED = Source(
     posts=1_200,
     hits=1_100,
 )
+STANDING = Standing(version=VERSION, share=0.25, promoted=True, retires_ms=1_800_000_000_000)
 MESSAGES = {
     "embedding": Embedding(
         post_id="post-é",
@@ -65,10 +66,14 @@ MESSAGES = {
 EIGHTHS = np.array([[4, -10, 127], [0, 1, -127]], np.int8)
 # What was added to a format later, step by step: records of the earlier ones are read as ever.
 LATER_FORMATS: dict[str, list[dict[str, object]]] = {
-    "embedding": [{"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()}, {"job": "posts-2026"}],
+    "embedding": [
+        {"dtype": INT8, "scale": 0.125, "vector": EIGHTHS[0].tobytes()},
+        {"job": "posts-2026"},
+        {"promoted": True, "retires_ms": 1_800_000_000_000},
+    ],
     "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}],
-    "chunk": [{"backfill": True}, {"probe": True, "share": 0.25, "sources": [REPLAYED]}],
-    "checkpoint": [{"sources": [*SOURCES, REPLAYED]}],
+    "chunk": [{"backfill": True}, {"probe": True, "share": 0.25, "sources": [REPLAYED]}, {"standings": [STANDING]}],
+    "checkpoint": [{"sources": [*SOURCES, REPLAYED]}, {"standing": STANDING}],
 }
 
 
@@ -95,7 +100,7 @@ def test_golden_messages_read_as_ever(name):
         last = type(expected).FromString(golden(name, number))
         assert last == expected
     # So that a field added to the format is added here too, as another golden message.
-    for message in (last, *getattr(last, "sources", [])[-1:]):
+    for message in (last, *getattr(last, "sources", [])[-1:], STANDING):
         assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
 
 
@@ -151,7 +156,7 @@ def test_a_golden_embedding_can_be_made_of_its_parts():
     """`EmbeddingParts` joins to the golden record, as parsed."""
     parts, golden_one = EmbeddingParts("textray", VERSION), MESSAGES["embedding"]
     joined = (
-        parts.head(CACHED, golden_one.embedded_ms)
+        parts.head(CACHED, golden_one.embedded_ms, Standing())
         + parts.source("posts", 3)
         + parts.content(FIRST, NUMBERS[0].tobytes())
         + parts.post("post-é", golden_one.source_offset, golden_one.posted_ms)
@@ -176,6 +181,8 @@ times = st.integers(0, 2**62)
         origin=st.sampled_from([COMPUTED, CACHED]),
         posted_ms=times,
         embedded_ms=times,
+        promoted=st.booleans(),
+        retires_ms=times,
     ),
     st.lists(st.floats(width=32), max_size=50),
     st.permutations(range(4)),
@@ -186,7 +193,7 @@ def test_parts_in_any_order_are_the_whole(whole, numbers, order):
     whole.dtype, whole.dims, whole.vector = FLOAT32, len(numbers), vector
     parts = EmbeddingParts(whole.ray, whole.version)
     pieces = [
-        parts.head(whole.origin, whole.embedded_ms),
+        parts.head(whole.origin, whole.embedded_ms, Standing(promoted=whole.promoted, retires_ms=whole.retires_ms)),
         parts.source(whole.source_topic, whole.source_partition),
         parts.content(whole.fingerprint, vector),
         parts.post(whole.post_id, whole.source_offset, whole.posted_ms),

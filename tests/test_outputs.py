@@ -10,8 +10,8 @@ from manyray.client import Client
 from schemas.public_pb2 import BINARY, CACHED, COMPUTED, FLOAT16, INT8
 from schemas.vectors import VectorForm
 from streams import clock
+from streams.control import create_ray
 from streams.settings import Settings
-from streams.topics import create_topics
 from streams.up import Pipeline
 from streams.version import spec_of, version_of
 
@@ -26,7 +26,7 @@ def test_vectors_go_through_as_the_spec_stores_them(settings: Settings, tmp_path
     spec = tmp_path / "spec.toml"
     spec.write_text(f'model = "hash:64"\noutput = "{output}"\n' + ("scale = 0.002\n" if output == "int8" else ""))
     settings = settings.model_copy(update={"model": str(spec)})
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     texts = {f"{life}-{number}": f"text {number}" for life in ("new", "again") for number in range(20)}
     with Pipeline(settings) as pipeline, Client(pipeline.settings) as client:
         pipeline.wait_ready(90)

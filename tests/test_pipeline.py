@@ -12,11 +12,10 @@ from bench.load import MALFORMED
 from encoders import load_encoder
 from encoders.text import TextEncoder
 from schemas.content import normalise
+from streams.control import create_ray
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
-from streams.topics import create_topics
 from streams.up import Pipeline
-from streams.version import version_of
 from tests.oracle import await_embeddings, post, read_embeddings, read_rejected, send
 from tests.waiting import WAIT_S, wait_until
 
@@ -51,7 +50,7 @@ def make_load(texts: list[str], prefix: str = "p") -> Load:
 
 def start(settings: Settings, **roles: int) -> Pipeline:
     """The roles as processes, one each unless said otherwise."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     return Pipeline(settings, roles={"ingest": 1, "dedup": 1, "encode": 1, **roles})
 
 

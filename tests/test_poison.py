@@ -7,9 +7,9 @@ from confluent_kafka import Message
 
 from schemas.content import fingerprinter, normalise
 from streams.clients import producer
+from streams.control import create_ray
 from streams.refill import vectors_by_fingerprint
 from streams.settings import Settings
-from streams.topics import create_topics
 from streams.unembedded import UNEMBEDDED_MAX
 from streams.up import Pipeline
 from streams.version import version_of
@@ -34,7 +34,7 @@ def poisoned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def start(settings: Settings) -> Pipeline:
     """The roles as processes, one each, whose encoder may be poisoned."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     return Pipeline(settings, module="faults.launch")
 
 

@@ -12,12 +12,11 @@ from confluent_kafka import Message, Producer
 from schemas.errors import Reject
 from schemas.post import Post, decode_post
 from streams import clients, clock
+from streams.control import create_ray
 from streams.metrics import Metrics
 from streams.rejected import BYTES_MAX, Original, read_back, send_rejected
 from streams.settings import Settings
-from streams.topics import create_topics
 from streams.transactions import StageProducer
-from streams.version import version_of
 from tests.oracle import read_records, remove, topics_of
 from tests.waiting import WAIT_S, wait_until
 
@@ -122,7 +121,7 @@ def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, produ
     sender.begin()
     (original,) = read_back(settings, [stand_in(topic, 0, 0)]).values()
     mark = clock.random_id()
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     send_rejected(sender, topics_of(settings), original, Reject("a_reason", mark))
     sender.commit()
     (record,) = await_rejected(settings, mark, 1)
@@ -137,6 +136,7 @@ def test_a_rejected_record_is_what_was_written_and_why(settings: Settings, produ
         ("manyray-partition", b"0"),
         ("manyray-offset", b"0"),
         ("manyray-posted-ms", str(original.posted_ms).encode()),
+        ("manyray-version", topics_of(settings).version.encode()),
     ]
 
 
@@ -157,7 +157,7 @@ def await_rejected(settings: Settings, detail: str, count: int) -> list[Message]
 
 def test_what_is_too_large_to_write_is_left_out_of_a_rejected_record(settings: Settings) -> None:
     """A few hundred KB on their way in, more than a client may send as they come out: a header says so."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     large = b"x" * BYTES_MAX
     cases = {
         b"0": Original("posts", 0, 0, 5, large[3:], b"key"),

@@ -162,7 +162,7 @@ def test_a_job_can_be_paused_and_cancelled(settings: Settings, pipeline: Pipelin
     with pytest.raises(Fatal, match="replay paused is cancelled: begin another by `manyray replay`"):
         change_job(settings, job.name, order="run")
     forget_job(settings, job.name)
-    assert job.name not in Jobs(settings, topics_of(settings)).read()
+    assert job.name not in Jobs(settings).read()
 
 
 def test_a_job_that_nobody_runs_is_cancelled_by_who_asks(settings: Settings, pipeline: Pipeline, old: str) -> None:
@@ -182,7 +182,7 @@ def test_every_refusal_names_the_remedy(settings: Settings, topics: Topics, old:
         ({"name": "taken"}, "there is a replay taken already, stopped: go on with it by `manyray jobs resume taken`"),
         ({"name": "A b"}, "--name A b is none: 1 to 64 of a-z"),
         ({"ray": "other"}, f'the settings serve ray {settings.ray}, and not other: set ray = "other"'),
-        ({"ray": f"{settings.ray}@0123"}, "and not 0123: set model to that of 0123"),
+        ({"ray": f"{settings.ray}@0123"}, "there is no version 0123 of this ray: there are "),
         ({"start": "yesterday"}, "--from yesterday is neither of beginning, now, a time"),
         ({"start": "7:0"}, f"topic {old} has partitions 0 to 1, and no 7: leave it out"),
         ({"filter": "lang =="}, "--filter lang == is no JMESPath expression"),

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import Message, TopicPartition
 
 from streams import clients
+from streams.control import create_ray
 from streams.dedup_app import Lanes
 from streams.lane import Lane, Shared
 from streams.metrics import Metrics
@@ -216,7 +217,7 @@ def test_look_ups_do_not_wait_longer_than_they_may(settings: Settings) -> None:
     """With no time to refill, dedup serves at once and misses; every post comes once, and the table is whole in the
     end through the agent.
     """
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     count = 2_000
 
     def some(prefix: str) -> list[bytes]:

@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from manyray.client import Client
 from manyray.job_orders import change_job
 from schemas.errors import Fatal, Reject
 from streams import clock, failpoints
+from streams.control import create_ray
 from streams.metrics import read_metrics
 from streams.settings import Settings, load_settings
-from streams.topics import Topics, create_topics
+from streams.topics import Topics
 from streams.up import ROLES, Pipeline
 from streams.version import version_of
 from tests.oracle import await_embeddings, post, send
@@ -54,7 +55,7 @@ def settings(guarded: Cluster, guard: Guard, tmp_path: Path) -> Settings:
         model="hash",
         kafka=guard.kafka,
     )
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     return settings
 
 
@@ -76,14 +77,20 @@ def test_a_role_without_a_right_ends_and_names_it(
 
 
 READS = {
-    "ingest": ["posts"],
-    "dedup": ["lookups", "vectors", "checkpoints"],
-    "encode": ["misses", "backfill_misses", "posts"],
+    "ingest": ["control", "posts"],
+    "dedup": ["control", "lookups", "vectors", "checkpoints"],
+    "encode": ["control", "misses", "backfill_misses", "posts"],
 }
 WRITES = {
     "ingest": ["lookups", "rejected"],
     "dedup": ["misses", "backfill_misses", "checkpoints", "embeddings"],
     "encode": ["vectors", "embeddings", "rejected"],
+}
+
+GROUPS: dict[str, Callable[[Topics], list[str]]] = {
+    "ingest": lambda topics: [f"manyray.ingest.{topics.ray}"],
+    "dedup": lambda topics: [topics.dedup_group],
+    "encode": lambda topics: [topics.encode_group, topics.backfill_group],
 }
 
 
@@ -112,7 +119,7 @@ def names_of(settings: Settings) -> dict[str, str]:
     """Each topic by its field of `Topics`."""
     topics = Topics.of(settings, version_of(settings))
     others = {name: getattr(topics, name) for names in WRITES.values() for name in names}
-    return {"posts": topics.posts[0], "replays": topics.replays, **others}
+    return {"posts": topics.posts[0], "replays": topics.replays, "control": topics.control, **others}
 
 
 def test_the_rights_of_replays_are_enough(settings: Settings, open_to_all: Settings, guard: Guard) -> None:
@@ -122,10 +129,10 @@ def test_the_rights_of_replays_are_enough(settings: Settings, open_to_all: Setti
         *(("TOPIC", name, ["DESCRIBE"]) for name in names.values()),
         *(
             ("TOPIC", names[name], ["READ"])
-            for name in ("posts", "replays", "checkpoints", "lookups", "backfill_misses")
+            for name in ("posts", "control", "replays", "checkpoints", "lookups", "backfill_misses")
         ),
         *(("TOPIC", names[name], ["WRITE"]) for name in ("lookups", "replays", "rejected")),
-        ("GROUP", f"manyray.encode.{settings.ray}.backfill", ["DESCRIBE"]),
+        ("GROUP", Topics.of(settings, version_of(settings)).backfill_group, ["DESCRIBE"]),
         ("TRANSACTIONAL_ID", f"manyray.replay.{settings.ray}.*", ["DESCRIBE", "WRITE"]),
         ("TRANSACTIONAL_ID", f"manyray.replays.{settings.ray}", ["DESCRIBE", "WRITE"]),
         READER,
@@ -159,8 +166,7 @@ def test_the_rights_of_the_reference_are_enough(
         *(("TOPIC", name, ["DESCRIBE"]) for name in names.values()),
         *(("TOPIC", names[name], ["READ"]) for name in READS[role]),
         *(("TOPIC", names[name], ["WRITE"]) for name in WRITES[role]),
-        ("GROUP", f"manyray.{role}.{settings.ray}", ["READ"]),
-        *([("GROUP", f"manyray.encode.{settings.ray}.backfill", ["READ"])] if role == "encode" else []),
+        *(("GROUP", group, ["READ"]) for group in GROUPS[role](Topics.of(settings, version_of(settings)))),
         ("TRANSACTIONAL_ID", f"manyray.{role}.{settings.ray}.*", ["DESCRIBE", "WRITE"]),
         READER,
     ]
@@ -194,10 +200,14 @@ def test_the_rights_of_clients_in_the_reference_are_enough(
         pipeline.wait_ready(WAIT_S)
         with only(guard, [writes]), Client(settings) as client:
             assert client.publish([("a", "one text")]) == 1
+        control = [("TOPIC", names["control"], ["READ"]), READER]
+        version = f"{settings.ray}@{version_of(settings)}"
         with only(guard, [reads, member]), Client(settings) as client:
+            assert next(iter(client.subscribe(version, settings.ray, batch_posts=1))).ids == ["a"]
+        with only(guard, [reads, member, *control]), Client(settings) as client:
             (first,) = next(client.subscribe(settings.ray, settings.ray, batch_posts=1)).ids
             assert first == "a"
-        with only(guard, [writes, reads, rejected, READER]), Client(settings) as client:
+        with only(guard, [writes, reads, rejected, *control]), Client(settings) as client:
             assert client.embed(["one text"]).shape == (1, 384)
             with pytest.raises(Reject):
                 client.embed([""])

@@ -10,12 +10,13 @@ from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechani
 import manyray
 from schemas.errors import Fatal
 from streams import clients, clock
+from streams.control import create_ray
 from streams.kafka_jars import resolve_jars
 from streams.kafka_node import Node, format_storage, start_server, wait_until_ready, write_settings
 from streams.ports import HOST, choose_ports
 from streams.settings import Settings, load_settings
-from streams.topics import create_topics, list_partitions
-from streams.up import ROLES, Pipeline
+from streams.topics import Topics, list_partitions
+from streams.up import Pipeline
 from streams.version import version_of
 from tests.waiting import WAIT_S
 
@@ -114,12 +115,13 @@ def test_posts_come_out_as_embeddings(
 ) -> None:
     """All roles and the client work with the properties of `[kafka]` alone, and no password is in what they say."""
     settings = secured.settings(kind, tmp_path, **{"client.id": "mine"})
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with Pipeline(settings) as pipeline:
         pipeline.wait_ready(WAIT_S)
         with manyray.Client(settings) as client:
             assert client.embed(["one", "two", "one"], timeout_s=WAIT_S).shape == (3, 384)
-        groups = [f"manyray.{role}.{settings.ray}" for role in ROLES]
+        topics = Topics.of(settings, version_of(settings))
+        groups = [f"manyray.ingest.{settings.ray}", topics.dedup_group, topics.encode_group]
         admin = clients.admin_client(settings)
         for future in admin.describe_consumer_groups(groups).values():
             assert [member.client_id for member in future.result(30).members] == ["mine"]

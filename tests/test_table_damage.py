@@ -221,7 +221,7 @@ def test_a_table_of_another_format_is_removed(tmp_path, caplog, found):
         fill(table, 0, 64)
         table.close()
     assert [record.getMessage() for record in caplog.records if "format" in record.getMessage()] == [
-        f"table {tmp_path / '0'} is of format {(found or b'').decode()!r}, not '1': removed, to be refilled"
+        f"table {tmp_path / '0'} is of format {(found or b'').decode()!r}, not '2': removed, to be refilled"
     ]
 
 

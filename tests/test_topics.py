@@ -26,31 +26,32 @@ def test_the_plan_has_every_topic_by_its_name():
     assert [plan.name for plan in PLANS] == [
         "posts",
         "rejected",
-        "lookups.textray",
-        "misses.textray",
-        "misses.textray.backfill",
-        "vectors.textray",
-        "checkpoints.textray",
+        "control.textray",
         "replays.textray",
+        "lookups.textray",
+        f"misses.textray.{VERSION}",
+        f"misses.textray.{VERSION}.backfill",
+        f"vectors.textray.{VERSION}",
+        f"checkpoints.textray.{VERSION}",
         f"embeddings.textray.{VERSION}",
     ]
     topics = Topics.of(Settings(), VERSION)
-    named = (topics.rejected, topics.lookups, topics.misses, topics.backfill_misses)
-    named += (topics.vectors, topics.checkpoints, topics.replays, topics.embeddings)
+    named = (topics.rejected, topics.control, topics.replays, topics.lookups, topics.misses, topics.backfill_misses)
+    named += (topics.vectors, topics.checkpoints, topics.embeddings)
     assert [*topics.posts, *named] == [plan.name for plan in PLANS]
 
 
 def test_what_has_one_last_value_alone_is_compacted():
     """The last checkpoint must outlive any time; everything else is a stream."""
     compacted = [plan.name for plan in PLANS if plan.config.get("cleanup.policy") == "compact"]
-    assert compacted == ["checkpoints.textray", "replays.textray"]
+    assert compacted == ["control.textray", "replays.textray", f"checkpoints.textray.{VERSION}"]
     assert all("retention.ms" not in plan.config for plan in PLANS if plan.config.get("cleanup.policy") == "compact")
 
 
 def test_settings_shape_the_plan():
     """Partitions, but of what is read whole, replicas, ray and input topics are those set."""
     plans = plan_topics(load_settings(partitions=7, replication=3, ray="other", posts_topics=("a", "b")), VERSION)
-    assert {plan.name for plan in plans if plan.partitions != 7} == {"replays.other"}
+    assert {plan.name for plan in plans if plan.partitions != 7} == {"control.other", "replays.other"}
     assert {plan.replication for plan in plans} == {3}
     assert [plan.name for plan in plans][:2] == ["a", "b"]
     assert "lookups.other" in {plan.name for plan in plans}
@@ -77,17 +78,18 @@ def test_a_wrong_count_is_named_with_both_numbers(plan):
         assert problems == []
     else:
         (problem,) = problems
-        one = plan.name.startswith("replays.")
+        one = plan.name.startswith(("control.", "replays."))
         wanted = "it needs 1: delete" if one else "the setting partitions is 4: set partitions = 9, or delete the topic"
         assert f"topic {plan.name} has 9 partitions and {wanted}" in problem
 
 
 def test_a_wrong_cleanup_policy_is_named():
     """Checkpoints that are deleted by age, or vectors that are compacted, would lose what they are for."""
-    policies = {"checkpoints.textray": {"cleanup.policy": "delete"}, "vectors.textray": {"cleanup.policy": "compact"}}
+    vectors, checkpoints = f"vectors.textray.{VERSION}", f"checkpoints.textray.{VERSION}"
+    policies = {checkpoints: {"cleanup.policy": "delete"}, vectors: {"cleanup.policy": "compact"}}
     first, second = compare(PLANS, COUNTS, policies)
-    assert "vectors.textray has cleanup.policy=compact, it needs delete" in first
-    assert "checkpoints.textray has cleanup.policy=delete, it needs compact" in second
+    assert f"{vectors} has cleanup.policy=compact, it needs delete" in first
+    assert f"{checkpoints} has cleanup.policy=delete, it needs compact" in second
     assert all("kafka-configs --alter" in problem for problem in (first, second))
 
 
@@ -164,7 +166,7 @@ def test_another_number_of_partitions_stops_the_start(settings):
     more = settings.model_copy(update={"partitions": 6})
     wrong = [problem.split()[1] for problem in find_problems(more, VERSION)]
     assert set(wrong) == {Topics.of(more, VERSION).backfill_misses} | {
-        f"{name}.{settings.ray}" for name in ("misses", "vectors", "checkpoints")
+        f"{name}.{settings.ray}.{VERSION}" for name in ("misses", "vectors", "checkpoints")
     }
 
 
@@ -172,7 +174,7 @@ def test_another_number_of_partitions_stops_the_start(settings):
 def test_checkpoints_that_are_not_compacted_stop_the_start(settings):
     """Retention would delete the checkpoint of a quiet partition."""
     create_topics(settings, VERSION)
-    name = f"checkpoints.{settings.ray}"
+    name = f"checkpoints.{settings.ray}.{VERSION}"
     entry = ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
     admin = clients.admin_client(settings)

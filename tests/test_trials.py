@@ -9,12 +9,12 @@ from encoders import Engine, load_encoder
 from schemas.chunk import ChunkBuilder
 from schemas.content import fingerprinter, partition_of
 from streams import clients
+from streams.control import create_ray
 from streams.encode import Encode
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.suspect import Suspicion
-from streams.topics import Topics, create_topics
-from streams.version import version_of
+from streams.topics import Topics
 from tests.oracle import read_embeddings, topics_of
 from tests.waiting import wait_until
 
@@ -42,11 +42,11 @@ def test_who_leaves_in_between_is_gone_on_after(settings: Settings) -> None:
     its metadata count what is done, every post comes out once, and in the end nothing is suspect.
     """
     settings = settings.model_copy(update={"partitions": 1})
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     topics = topics_of(settings)
     put_chunk(settings, topics)
     place = TopicPartition(topics.misses, 0)
-    group = clients.consumer(settings, f"manyray.encode.{settings.ray}")
+    group = clients.consumer(settings, topics_of(settings).encode_group)
     died = str(Suspicion(attempts=2, until=1, by="predecessor"))
     group.commit(offsets=[TopicPartition(place.topic, 0, 0, metadata=died)], asynchronous=False)
     for done in range(1, TEXTS + 1):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from schemas.embedding import EmbeddingParts, form_of, vectors_of
+from schemas.internal_pb2 import Standing
 from schemas.public_pb2 import BINARY, COMPUTED, FLOAT16, FLOAT32, INT8, Embedding
 from schemas.vectors import OUTPUTS, VectorForm, suited_scale
 
@@ -59,9 +60,8 @@ def test_a_record_says_how_it_is_stored(vectors, form):
     """A reader needs the record alone: type, dims and scale are in it."""
     parts = EmbeddingParts("textray", "0" * 12, form)
     stored = form.pack(vectors)
-    records = [
-        Embedding.FromString(parts.head(COMPUTED, 1) + parts.content(b"f" * 16, row.tobytes())) for row in stored
-    ]
+    head = parts.head(COMPUTED, 1, Standing())
+    records = [Embedding.FromString(head + parts.content(b"f" * 16, row.tobytes())) for row in stored]
     kinds = {"float32": FLOAT32, "float16": FLOAT16, "int8": INT8, "binary": BINARY}
     assert {(one.dtype, one.dims) for one in records} == {(kinds[form.output], vectors.shape[1])}
     read = form_of(records[0])

@@ -18,6 +18,7 @@ from manyray.client import Client
 from schemas.chunk import Place
 from schemas.errors import Retry
 from streams import clients, clock
+from streams.control import create_ray
 from streams.dedup_app import Lanes
 from streams.endpoint import is_live, serve
 from streams.health import JOINING, Health
@@ -28,10 +29,11 @@ from streams.packing import Packer
 from streams.ports import choose_ports
 from streams.rocks_table import index_cache
 from streams.settings import Settings
-from streams.topics import Topics, create_topics
+from streams.topics import Topics
 from streams.up import Pipeline
 from streams.version import version_of
 from streams.watchdog import Waiting, watch
+from tests.oracle import topics_of
 from tests.test_cli import flags
 from tests.waiting import WAIT_S, wait_until
 
@@ -208,7 +210,7 @@ def test_ingest_beats_only_while_it_packs_for_long(settings: Settings) -> None:
 
 HANGS = {
     "ingest": ("streams.ingest.Ingest", "publish", "posts"),  # on the main thread
-    "dedup": ("streams.lane.Lane", "_decide", "lookups."),  # on the lane's
+    "dedup": ("streams.lane.Lane", "_look_up", "lookups."),  # on the lane's
     "encode": ("encoders.hashing.HashEncoder", "encode", "misses."),  # on the engine's
 }
 
@@ -221,7 +223,7 @@ def hanging(settings: Settings, role: str, stall_s: float, *, at_start: bool = F
         import ctypes, sys
         import {module} as module
         import manyray.cli as cli
-        import streams.encode
+        import streams.encode_role
 
         whole = module.{name}.{method}
 
@@ -234,7 +236,7 @@ def hanging(settings: Settings, role: str, stall_s: float, *, at_start: bool = F
 
         module.{name}.{method} = hang
         cli.ROLE_STOP_S = 3.0
-        streams.encode.WARM_UP_TIMEOUT_S = 2.0
+        streams.encode_role.WARM_UP_TIMEOUT_S = 2.0
         sys.argv[1:1] = [{role!r}]
         cli.main()
     """
@@ -243,7 +245,7 @@ def hanging(settings: Settings, role: str, stall_s: float, *, at_start: bool = F
 
 def test_a_role_that_fails_while_it_hangs_ends_all_the_same(settings: Settings) -> None:
     """What it would give back waits for ever: it gets the time of a stop."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with (
         Pipeline(settings, roles={"ingest": 1, "dedup": 1}) as pipeline,
         Client(settings) as client,
@@ -252,13 +254,13 @@ def test_a_role_that_fails_while_it_hangs_ends_all_the_same(settings: Settings) 
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                if "ready: owns" in line:
+                if "ready: " in line:
                     break
             pipeline.wait_ready(WAIT_S)
             client.publish(["one text"])
             producer = clients.producer(settings)
             for partition in range(settings.partitions):
-                producer.produce(f"misses.{settings.ray}", b"no chunk", partition=partition)
+                producer.produce(topics_of(settings).misses, b"no chunk", partition=partition)
             assert producer.flush(WAIT_S) == 0
             assert process.wait(WAIT_S) == 1
         finally:
@@ -267,7 +269,7 @@ def test_a_role_that_fails_while_it_hangs_ends_all_the_same(settings: Settings) 
 
 def test_an_encoder_that_hangs_as_it_starts_ends_with_one_line(settings: Settings) -> None:
     """It has joined no group yet, and would be live for ever."""
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     command = hanging(settings, "encode", 600, at_start=True)
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 1
@@ -278,7 +280,7 @@ def test_an_encoder_that_hangs_as_it_starts_ends_with_one_line(settings: Setting
 def test_a_role_that_hangs_ends_with_one_line(settings: Settings, role: str) -> None:
     """Whichever of its threads waits in C for ever: the other roles go on, this one says where it stands and ends."""
     topic = HANGS[role][2]
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     others = {other: 1 for other in HANGS if other != role}
     command = hanging(settings, role, STALL_S)
     said: list[str] = []
@@ -291,7 +293,7 @@ def test_a_role_that_hangs_ends_with_one_line(settings: Settings, role: str) -> 
         try:
             for line in process.stderr:
                 said.append(line)
-                if "ready: owns" in line:
+                if "ready: " in line:
                     pipeline.wait_ready(WAIT_S)
                     client.publish(["one text"])
             assert process.wait(WAIT_S) == 1, said
@@ -307,7 +309,7 @@ def test_a_role_that_hangs_ends_with_one_line(settings: Settings, role: str) -> 
 def test_a_role_without_work_is_let_be(settings: Settings) -> None:
     """Roles whose partitions end with a transaction's mark, or that own none, are ready and live past the time-out."""
     settings = settings.model_copy(update={"stall_timeout_s": STALL_S, "partitions": 1})
-    create_topics(settings, version_of(settings))
+    create_ray(settings)
     with Pipeline(settings, roles={"ingest": 2, "dedup": 2, "encode": 2}) as pipeline, Client(settings) as client:
         pipeline.wait_ready(WAIT_S)
         assert client.embed(["one text"]).shape == (1, 384)
