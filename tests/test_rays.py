@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,13 +104,13 @@ class Subscriber:
         self.switches: list[tuple[str, str]] = []
         self.ids: Counter[str] = Counter()
         self._settings, self._group, self._last = settings, group, last
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(1)
+        self._done = self._pool.submit(self._run)
 
     def join(self) -> None:
         """Wait until it has seen the last post."""
-        self._thread.join(WAIT_S)
-        assert not self._thread.is_alive(), self.versions
+        self._done.result(WAIT_S)
+        self._pool.shutdown()
 
     def _run(self) -> None:
         ray, group = self._settings.ray, self._group
