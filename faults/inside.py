@@ -17,7 +17,7 @@ from schemas.internal_pb2 import Chunk
 from schemas.public_pb2 import COMPUTED, Embedding
 from streams import clients, clock
 from streams.checkpoint import Progress, read_progress
-from streams.refill import vectors_by_fingerprint
+from streams.learned import Learned
 from streams.rocks_table import RocksTable
 from streams.settings import Settings
 from streams.table_folder import folder_of, spare_of
@@ -161,7 +161,7 @@ def _vectors(settings: Settings, topics: Topics, partition: int, expected: Expec
     wrong = astray = 0
     known: set[bytes] = set()
     for message in _records(settings, topics.vectors, partition):
-        for fingerprint, vector in vectors_by_fingerprint(message.value(), topics.version).items():
+        for fingerprint, vector in Learned.of(message.value(), topics.version).vectors.items():
             known.add(fingerprint)
             wrong += not expected.is_vector(vector, fingerprint)
             astray += partition_of(fingerprint, settings.partitions) != partition
@@ -197,7 +197,7 @@ def _compare(settings: Settings, topics: Topics, partition: int, folder: Path) -
                 if (message.offset() or 0) >= table.offset:
                     behind += 1
                     continue
-                vectors = vectors_by_fingerprint(message.value(), topics.version)
+                vectors = Learned.of(message.value(), topics.version).vectors
                 for found, expected in zip(table.get_many(list(vectors)), vectors.values(), strict=True):
                     missing += found is None and not has_evicted
                     wrong += found is not None and found != expected

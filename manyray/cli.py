@@ -142,6 +142,24 @@ def publish(
     typer.echo(publish_file(settings, file, topic, layout=layout, id_field=id_field, text_field=text_field))
 
 
+@app.command()
+@with_settings
+def delete(
+    settings: Settings,
+    ids: Annotated[list[str], typer.Argument(help="of posts")],
+    *,
+    topic: Annotated[
+        str | None, typer.Option(help="where they were published; the first of posts_topics if not given")
+    ] = None,
+) -> None:
+    """Delete posts by their ids: who reads embeddings is told, by a record without a value."""
+    from manyray.client import Client
+
+    with Client(settings) as client:
+        count = client.delete(ids, topic)
+    typer.echo(f"{count:,} {'post' if count == 1 else 'posts'} deleted from {topic or settings.posts_topics[0]}")
+
+
 @app.command("encode-file")
 @with_settings
 def encode_file(
@@ -162,6 +180,33 @@ def encode_file(
     from manyray.file_encoding import encode_file
 
     typer.echo(encode_file(settings, file, out, layout=layout, id_field=id_field, text_field=text_field))
+
+
+@app.command()
+@with_settings
+def forget(
+    settings: Settings,
+    ray: Annotated[str, typer.Argument(help="such as textray; textray@VERSION where fingerprints are given")],
+    file: Annotated[str | None, typer.Argument(help="file of posts with the contents, or - for stdin")] = None,
+    *,
+    fingerprint: Annotated[
+        list[str] | None, typer.Option(help="of an embedding of the version, as `manyray tail --json` shows it")
+    ] = None,
+    layout: Annotated[
+        Format | None,
+        typer.Option("--format", help="lines, jsonl, csv, tsv or parquet; the file name's suffix says it if not given"),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="field or column of the text")] = "text",
+) -> None:
+    """Remove contents from the tables and `vectors` of all versions, and prove that they are gone."""
+    from manyray.forgetting import forget_contents
+
+    with stop_on_signals() as stop:
+        told = forget_contents(settings, ray, file, fingerprint or (), stop, layout=layout, text_field=text_field)
+    if told is None:
+        typer.echo("stopped before all was forgotten: do it again", err=True)
+        raise typer.Exit(128 + stop.number)
+    typer.echo(told)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from manyray.promoted import PromotedSubscription
 from manyray.rays import find_embeddings_topic, open_control
 from manyray.subscription import Subscription
 from schemas.errors import Fatal, Reject, Retry
-from schemas.post import Post, encode_post
+from schemas.post import Post, decode_deletion, encode_post
 from schemas.vectors import Matrix
 from streams import clients, clock
 from streams.settings import Settings, load_settings
@@ -77,20 +77,23 @@ class Client:
             Retry: some posts were not delivered; publishing them again computes nothing twice.
             Fatal: the topic is missing, or may not be written to.
         """
-        topic = topic or self.settings.posts_topics[0]
-        if topic not in list_partitions(self.settings):
-            raise Fatal(f"topic {topic} is missing: run `manyray topics create`")
-        count = 0
-        try:
-            for count, post in enumerate(posts, 1):
-                self._produce(topic, *to_record(post, f"post {count}"))
-                if count % _POLL_EVERY == 0:
-                    self._poll()
-                    on_progress(count)
-        finally:
-            self._flush()
-        on_progress(count)
-        return count
+        records = (to_record(post, f"post {count}") for count, post in enumerate(posts, 1))
+        return self._send(records, topic, on_progress)
+
+    def delete(self, ids: Iterable[str], topic: str | None = None) -> int:
+        """Delete posts by their ids and return how many, after the brokers have been told of them all.
+
+        `topic` is the one that they were published to. Every version of the ray then has tombstones for them, records
+        without a value, behind what it has of them: `Batch.deleted_ids`.
+
+        Raises:
+            Reject: something among `ids` is no id; all before it were deleted.
+            Retry: some deletions were not delivered; do it again.
+            Fatal: the topic is missing, or may not be written to.
+        """
+        if isinstance(ids, str):
+            raise Reject("malformed", "delete takes a list of ids, not one id: delete([id])")
+        return self._send(((_to_key(post_id), None) for post_id in ids), topic, lambda _: None)
 
     def subscribe(
         self,
@@ -173,14 +176,34 @@ class Client:
         """As `close`."""
         self.close()
 
-    def _produce(self, topic: str, key: bytes, value: bytes) -> None:
+    def _send(
+        self, records: Iterable[tuple[bytes, bytes | None]], topic: str | None, on_progress: Callable[[int], None]
+    ) -> int:
+        topic = topic or self.settings.posts_topics[0]
+        if topic not in list_partitions(self.settings):
+            raise Fatal(f"topic {topic} is missing: run `manyray topics create`")
+        count = 0
+        try:
+            for count, (key, value) in enumerate(records, 1):
+                self._produce(topic, key, value)
+                if count % _POLL_EVERY == 0:
+                    self._poll()
+                    on_progress(count)
+        finally:
+            self._flush()
+        on_progress(count)
+        return count
+
+    def _produce(self, topic: str, key: bytes, value: bytes | None) -> None:
         if self._producer is None:
             self._producer = clients.producer(self.settings)
         try:
             clients.produce(self._producer, topic, value, key=key, on_delivery=self._on_delivery)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise Reject("text_too_long", f"a post of {len(value)} bytes is more than a record holds") from None
+                raise Reject(
+                    "text_too_long", f"a post of {len(value or b'')} bytes is more than a record holds"
+                ) from None
             self._failed.append(error.args[0])
             self._raise_failed()  # which drops the producer: one that cannot go on says so at every call
 
@@ -233,3 +256,19 @@ def to_record(post: AnyPost, which: str) -> tuple[bytes, bytes]:
         return made.id.encode(), encode_post(made)
     except UnicodeEncodeError:
         raise Reject("not_utf8", f"{which} holds a lone surrogate, which UTF-8 has no bytes for") from None
+
+
+def _to_key(post_id: object) -> bytes:
+    """The key that a post of that id is deleted by.
+
+    Raises:
+        Reject: it is no id.
+    """
+    if not isinstance(post_id, str):
+        raise Reject("malformed", f"an id is of type {type(post_id).__name__} and not a string")
+    try:
+        key = post_id.encode()
+    except UnicodeEncodeError:
+        raise Reject("not_utf8", "an id holds a lone surrogate, which UTF-8 has no bytes for") from None
+    decode_deletion(key)
+    return key

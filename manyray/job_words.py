@@ -54,7 +54,7 @@ def summary(job: Job, done: Done, state: str = "") -> str:
     told = [f"{counts.posts:,} posts", f"hits {hit_ratio(done)}", f"{counts.rejected:,} rejected"]
     told += [
         f"{count:,} {what}"
-        for what, count in (("tombstones passed over", counts.tombstones), ("filtered out", counts.filtered))
+        for what, count in (("tombstones passed on", counts.tombstones), ("filtered out", counts.filtered))
         if count
     ]
     if counts.gone:

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from functools import partial
@@ -12,20 +12,17 @@ from confluent_kafka import KafkaException
 
 from manyray.epochs import epochs_of
 from manyray.replaying import Wanted, begin_replay, run_replay
-from schemas.errors import Fatal, Retry
+from manyray.serving import LOOK_S, await_out, check_served, members_of
+from schemas.errors import Fatal
 from streams import clients, clock
-from streams.attempts import with_retries
-from streams.checkpoint import read_progress
 from streams.control import change_ray, check_ray, topics_of
-from streams.drain import Drain, Stage, committed_in
 from streams.jobs import Jobs
-from streams.readers import ASK_S, Reader, find_readers
+from streams.readers import Reader, find_readers
 from streams.settings import Settings
 from streams.topics import Topics, create_topics, list_partitions, plan_topics
 from streams.version import spec_of
 from streams.versions import Ray, Served, add, deprecate, note_ends, promote, retire, shadow
 
-LOOK_S = 0.3
 LEAVE_S = 90.0
 """For roles to end a version that is retired, before its topics go."""
 DELETE_TIMEOUT_S = 30.0
@@ -111,14 +108,14 @@ def promote_version(settings: Settings, name: str, backfill: Backfill | None, st
     if version == before and not ray.open_promotions:
         promote(ray, version, 0, {})  # which says why not
     if version != before:
-        _check_served(settings, topics_of(settings, served), name)
+        check_served(settings, topics_of(settings, served), name)
         if backfill is not None and not _fill(settings, name, served, backfill, stop):
             return f"stopped before {name} was promoted: the same command goes on with it"
         starts = _ends_of(settings, topics_of(settings, served).embeddings)
         ray = change_ray(settings, lambda now: promote(now, version, clock.now_ms(), starts))
     told = f"{settings.ray} means version {version} from here on"
     for promotion, former in ray.open_promotions:
-        if not _await_out(settings, topics_of(settings, ray.find(former)), stop):
+        if not await_out(settings, topics_of(settings, ray.find(former)), stop):
             return f"{told}; not all of {former} that came before is out: the same command waits for it"
         # Also behind what a transaction still hides: of the bare name nothing comes later.
         ends = _ends_of(settings, Topics.of(settings, former).embeddings, committed=False)
@@ -236,61 +233,13 @@ def _ends_of(settings: Settings, topic: str, *, committed: bool = True) -> dict[
         return {at: clients.watermarks(reader, topic, at)[1] for at in range(partitions)}
 
 
-def _await_out(settings: Settings, topics: Topics, stop: threading.Event) -> bool:
-    """Wait until all that ingest has passed on is out of a version; say whether it is, unless told to stop."""
-    partitions = range(settings.partitions)
-
-    def looked_up() -> dict[int, int]:
-        return {at: read_progress(settings, topics.checkpoints, at).lookups_offset for at in partitions}
-
-    with ExitStack() as held:
-
-        def encoded(topic: str, group: str) -> Stage:
-            consumer = held.enter_context(closing(clients.consumer(settings, group)))
-            return topic, lambda: committed_in(consumer, topic, partitions)
-
-        stages = [
-            (topics.lookups, looked_up),
-            encoded(topics.misses, topics.encode_group),
-            encoded(topics.backfill_misses, topics.backfill_group),
-        ]
-        drain = held.enter_context(closing(Drain(settings, stages)))
-        while not with_retries(drain.is_done, stop):
-            if stop.wait(LOOK_S):
-                return False
-    return True
-
-
 def _await_left(settings: Settings, topics: Topics) -> None:
     """Wait until no role is a member of a version's groups."""
     deadline_s = clock.monotonic_s() + LEAVE_S
-    while any(_members(settings, topics).values()):
+    while any(members_of(settings, topics).values()):
         if clock.monotonic_s() > deadline_s:
             raise Fatal(
                 f"roles still serve {topics.version} {LEAVE_S:.0f} s after it was retired, so its topics are there "
                 "yet: see their logs, and retire it again"
             )
         clock.sleep_s(LOOK_S)
-
-
-def _check_served(settings: Settings, topics: Topics, name: str) -> None:
-    """Refuse to promote what no dedup or no encoder serves: nothing would come out under the bare name."""
-    members = _members(settings, topics)
-    for role, group in (("dedup", topics.dedup_group), ("encode", topics.encode_group)):
-        if not members[group]:
-            raise Fatal(f"no {role} serves {name} now: start the roles, or see in the log of {role} what is wrong")
-
-
-def _members(settings: Settings, topics: Topics) -> dict[str, int]:
-    """How many members each of a version's groups has.
-
-    Raises:
-        Retry: the brokers did not answer.
-    """
-    groups = [topics.dedup_group, topics.encode_group, topics.backfill_group]
-    admin = clients.admin_client(settings)  # its end would be that of what it was asked for
-    described = admin.describe_consumer_groups(groups)
-    try:
-        return {group: len(future.result(ASK_S).members or []) for group, future in described.items()}
-    except KafkaException as error:
-        raise Retry(f"consumer groups could not be asked for: {error.args[0].str()}") from None

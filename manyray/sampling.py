@@ -72,13 +72,12 @@ def read_sample(settings: Settings, job: Job, stretches: Sequence[Range]) -> See
     is_wanted = compile_filter(job.filter) if job.filter else None
     packer = Packer(hasher(settings.salt.get_secret_value()), settings.partitions, settings.chunk_posts_max)
     for read in _reads(settings, job, stretches):
-        there = [message for message in read.records if message.value() is not None]
-        kept = [message for message in there if is_wanted(message)] if is_wanted else there
+        kept = [message for message in read.records if is_wanted(message)] if is_wanted else read.records
         batch = sort_posts(kept, {job.topic: packer}, settings.text_bytes_max)
-        seen.posts += len(kept) - len(batch.rejected)
+        seen.posts += len(kept) - len(batch.rejected) - batch.deletions
         seen.rejected += len(batch.rejected)
-        seen.tombstones += len(read.records) - len(there)
-        seen.filtered += len(there) - len(kept)
+        seen.tombstones += batch.deletions
+        seen.filtered += len(read.records) - len(kept)
         for _, builder in batch.chunks:
             hashes = list(builder.fingerprints)
             seen.post_bytes += builder.size_bytes

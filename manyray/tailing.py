@@ -55,6 +55,7 @@ def _write(batches: Iterator[Batch], limit: int | None, as_json: bool) -> None:
             return
         shown = batch.embeddings[:left]
         sys.stdout.writelines(f"{_json(one) if as_json else _line(one)}\n" for one in shown)
+        sys.stdout.writelines(_deleted(post_id, as_json) for post_id in dict.fromkeys(batch.deleted_ids))
         sys.stdout.flush()
         if left is not None:
             left -= len(shown)
@@ -109,6 +110,10 @@ def _json(embedding: Embedding) -> str:
         "vector": vectors_of([embedding])[0].tolist(),
     }
     return msgspec.json.encode(row).decode()
+
+
+def _deleted(post_id: str, as_json: bool) -> str:
+    return msgspec.json.encode({"id": post_id, "deleted": True}).decode() + "\n" if as_json else f"{post_id}\tdeleted\n"
 
 
 def _latency_ms(embedding: Embedding) -> int:

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from schemas.content import FINGERPRINT_BYTES, is_in_share, split_fingerprints
 from schemas.errors import Fatal
-from schemas.internal_pb2 import Chunk, Source, Standing
+from schemas.internal_pb2 import Chunk, Deletion, Source, Standing
 
 _CONTENT_BYTES = 24  # a fingerprint, and tag and length of the text
 _POST_BYTES = 40  # the number columns, and tag and length of the id
@@ -32,6 +32,7 @@ class ChunkBuilder:
     post_sources: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     posted_ms: list[int] = field(default_factory=list)
+    deletions: list[Deletion] = field(default_factory=list[Deletion])
     is_backfill: bool = False
     job: str = ""
     """The replay that its posts are of; empty for posts as they come."""
@@ -56,15 +57,16 @@ class ChunkBuilder:
 
     def add_post(self, post_id: str, content: int, source: Place, offset: int, posted_ms: int) -> None:
         """Add a post with the content of that index."""
-        index = self.sources.get(source)
-        if index is None:
-            index = self.sources[source] = len(self.sources)
+        self.post_sources.append(self._source(source))
         self.ids.append(post_id)
         self.size_bytes += (len(post_id) if post_id.isascii() else len(post_id.encode())) + _POST_BYTES
         self.contents.append(content)
-        self.post_sources.append(index)
         self.offsets.append(offset)
         self.posted_ms.append(posted_ms)
+
+    def add_deletion(self, post_id: str, source: Place, offset: int) -> None:
+        """Add that a post was deleted; a chunk holds either posts or these."""
+        self.deletions.append(Deletion(id=post_id, source=self._source(source), offset=offset))
 
     def build(
         self, version: str, sources: Iterable[Source] | None = None, *, standings: Sequence[Standing] = ()
@@ -85,7 +87,15 @@ class ChunkBuilder:
             backfill=self.is_backfill,
             share=self.share,
             standings=standings,
+            deletions=self.deletions,
         )
+
+    def _source(self, source: Place) -> int:
+        """The index of a source, which is added if need be."""
+        index = self.sources.get(source)
+        if index is None:
+            index = self.sources[source] = len(self.sources)
+        return index
 
 
 def parse_chunk(value: bytes | None, place: str, *, accept_gaps: bool = False) -> Chunk:
@@ -112,15 +122,18 @@ def _is_whole(chunk: Chunk) -> bool:
     columns = (chunk.contents, chunk.post_sources, chunk.offsets, chunk.posted_ms)
     return (
         len(chunk.fingerprints) == contents * FINGERPRINT_BYTES
+        and len(chunk.forgotten) % FINGERPRINT_BYTES == 0
         and all(len(column) == posts for column in columns)
         and len(set(chunk.contents)) == contents == max(chunk.contents, default=-1) + 1
         and max(chunk.post_sources, default=-1) < len(chunk.sources)
+        and max((each.source for each in chunk.deletions), default=-1) < len(chunk.sources)
     )
 
 
 def key_by(chunk: Chunk, fingerprints: Callable[[bytes], bytes], version: str) -> None:
     """Change a chunk of `lookups` in place into a version's own, by what makes its fingerprints of hashes."""
     chunk.fingerprints = fingerprints(chunk.fingerprints)
+    chunk.forgotten = fingerprints(chunk.forgotten)
     chunk.version = version
 
 

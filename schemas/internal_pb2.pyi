@@ -27,19 +27,31 @@ class Source(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., epoch_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., job: _Optional[str] = ..., ended: _Optional[bool] = ..., posts: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Standing(_message.Message):
-    __slots__ = ("version", "share", "promoted", "retires_ms")
+    __slots__ = ("version", "share", "promoted", "retires_ms", "mirrored")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     PROMOTED_FIELD_NUMBER: _ClassVar[int]
     RETIRES_MS_FIELD_NUMBER: _ClassVar[int]
+    MIRRORED_FIELD_NUMBER: _ClassVar[int]
     version: str
     share: float
     promoted: bool
     retires_ms: int
-    def __init__(self, version: _Optional[str] = ..., share: _Optional[float] = ..., promoted: _Optional[bool] = ..., retires_ms: _Optional[int] = ...) -> None: ...
+    mirrored: bool
+    def __init__(self, version: _Optional[str] = ..., share: _Optional[float] = ..., promoted: _Optional[bool] = ..., retires_ms: _Optional[int] = ..., mirrored: _Optional[bool] = ...) -> None: ...
+
+class Deletion(_message.Message):
+    __slots__ = ("id", "source", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    source: int
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., source: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe", "share", "standings")
+    __slots__ = ("version", "sources", "fingerprints", "texts", "ids", "contents", "post_sources", "offsets", "posted_ms", "backfill", "probe", "share", "standings", "deletions", "forgotten")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +65,8 @@ class Chunk(_message.Message):
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     STANDINGS_FIELD_NUMBER: _ClassVar[int]
+    DELETIONS_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     version: str
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     fingerprints: bytes
@@ -66,21 +80,25 @@ class Chunk(_message.Message):
     probe: bool
     share: float
     standings: _containers.RepeatedCompositeFieldContainer[Standing]
-    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ..., share: _Optional[float] = ..., standings: _Optional[_Iterable[_Union[Standing, _Mapping]]] = ...) -> None: ...
+    deletions: _containers.RepeatedCompositeFieldContainer[Deletion]
+    forgotten: bytes
+    def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ..., share: _Optional[float] = ..., standings: _Optional[_Iterable[_Union[Standing, _Mapping]]] = ..., deletions: _Optional[_Iterable[_Union[Deletion, _Mapping]]] = ..., forgotten: _Optional[bytes] = ...) -> None: ...
 
 class Vectors(_message.Message):
-    __slots__ = ("version", "dims", "fingerprints", "vectors", "bits")
+    __slots__ = ("version", "dims", "fingerprints", "vectors", "bits", "forgotten")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     version: str
     dims: int
     fingerprints: bytes
     vectors: bytes
     bits: int
-    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., bits: _Optional[int] = ...) -> None: ...
+    forgotten: bytes
+    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., bits: _Optional[int] = ..., forgotten: _Optional[bytes] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("lookups_offset", "sources", "standing")

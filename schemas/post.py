@@ -40,6 +40,22 @@ def decode_post(value: bytes | None, text_bytes_max: int) -> Post:
     return check_post(_decode_protobuf(value) if is_protobuf(value) else _decode_json_or_reject(value), text_bytes_max)
 
 
+def decode_deletion(key: bytes | None) -> str:
+    """The id of the post that a record without a value deletes: its key.
+
+    Raises:
+        Reject: the key is no id; `reason` is one of `REASONS`.
+    """
+    if not key:
+        raise Reject("no_value", "the record has neither a value nor a key: to delete a post its id is the key")
+    if len(key) > ID_BYTES_MAX:
+        raise Reject("id_too_long", f"id has {len(key)} bytes, the most is {ID_BYTES_MAX}")
+    try:
+        return key.decode()
+    except UnicodeDecodeError as error:
+        raise Reject("not_utf8", f"byte {error.start} of the key is not UTF-8: {error.reason}") from None
+
+
 def is_protobuf(value: bytes) -> bool:
     """Whether a value, which is not empty, is to be read as Protobuf and not as JSON."""
     return value[0] in _PROTOBUF_FIRST_BYTES

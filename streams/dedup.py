@@ -46,7 +46,7 @@ def own_part(chunk: Chunk, standing: Standing, fingerprints: Callable[[bytes], b
     """
     if chunk.version not in ("", standing.version):
         return Chunk()
-    if not chunk.version and standing.share < 1:
+    if chunk.ids and not chunk.version and standing.share < 1:
         chunk = sample(chunk, standing.share)
     key_by(chunk, fingerprints, standing.version)
     return chunk

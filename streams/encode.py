@@ -29,7 +29,7 @@ from streams.miss_lane import MissLane
 from streams.recent import RecentVectors
 from streams.rejected import Original, read_back, send_rejected
 from streams.settings import Settings
-from streams.submitted import DETAILS, Submitted, pack_vectors
+from streams.submitted import DETAILS, Submitted, pack_forgotten, pack_vectors, tombstones
 from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
@@ -219,7 +219,7 @@ class Encode:
         Between two steps nothing is open, so that neither a stop nor a failed transaction counts as a death.
         """
         self.finish()  # what came before is none of it, nor is what another lane has under way
-        if not suspicion.is_careful:
+        if not (suspicion.is_careful and chunk.texts):  # without texts there is nothing to be computed
             lane.window.add(chunk, place, offset, clock.monotonic_s())
             self._finish(lane)
             yield True
@@ -285,8 +285,13 @@ class Encode:
         self.producer.begin()
         for original, cause in rejected:
             send_rejected(self.producer, self._topics, original, cause)
-        self.producer.produce_keyed(self._topics.embeddings, done.embeddings(self._parts, clock.now_ms()))
-        for partition, value in pack_vectors(done.vectors, self._topics, self._settings.partitions):
+        for chunk, records in done.outputs(self._parts, clock.now_ms()):
+            self.producer.produce_keyed(self._topics.embeddings, records)
+            for key, headers in tombstones(chunk):
+                self.producer.produce(self._topics.embeddings, None, key=key, headers=headers)
+        partitions, chunks = self._settings.partitions, done.window.chunks
+        learned = pack_vectors(done.vectors, self._topics, partitions)
+        for partition, value in learned + pack_forgotten(chunks, self._topics, partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
         reach("encode.sent")
         self.producer.commit(
@@ -298,6 +303,9 @@ class Encode:
         )
         for fingerprint, vector in done.vectors.items():
             self._recent.put(fingerprint, vector)
+        for chunk in chunks:
+            for fingerprint in split_fingerprints(chunk.forgotten):
+                self._recent.drop(fingerprint)
         lane.suspicions.committed(left)
         lane.member.processed(done.window.next_offsets)
         self._observe(done, batch, rejected)

@@ -20,7 +20,8 @@ def compile_filter(expression: str) -> Wanted:
     """What says whether a record's post is wanted: by the truth, as JMESPath has it, of the expression over its JSON.
 
     Of a post in Protobuf the JSON has `id` and `text`. What is neither JSON nor Protobuf is wanted, as it is to be
-    rejected; a post for which the expression makes no sense, as `contains(lang, 'e')` where `lang` is a number, is not.
+    rejected, and so is what deletes a post; a post for which the expression makes no sense, as `contains(lang, 'e')`
+    where `lang` is a number, is not.
 
     Raises:
         Fatal: it is no expression; or it calls a function that there is not.

@@ -16,7 +16,7 @@ from schemas.chunk import ChunkBuilder, Place
 from schemas.content import hasher
 from schemas.errors import Reject
 from schemas.internal_pb2 import Source
-from schemas.post import decode_post
+from schemas.post import decode_deletion, decode_post
 from streams import clock
 from streams.attempts import keep_going, with_retries
 from streams.failpoints import reach
@@ -55,25 +55,32 @@ class Batch:
 
     chunks: list[tuple[int, ChunkBuilder]]
     rejected: list[Rejected]
+    deletions: int
     next_offsets: dict[Place, int]
 
 
 def sort_posts(messages: Sequence[PostRecord], packers: Mapping[str, Packer], text_bytes_max: int) -> Batch:
-    """Decode records; good posts go to the chunks of their topic's packer, bad ones are listed with their reason."""
+    """Decode records; good posts, and deletions of posts, go to the chunks of their topic's packer, bad ones are listed
+    with their reason.
+    """
     rejected: list[Rejected] = []
     next_offsets: dict[Place, int] = {}
+    deletions = 0
     for message in messages:
         source = (message.topic() or "", message.partition() or 0)
         offset = message.offset() or 0
         next_offsets[source] = offset + 1
+        packer, value = packers[source[0]], message.value()
         try:
-            post = decode_post(message.value(), text_bytes_max)
+            if value is None:
+                packer.delete(decode_deletion(message.key()), source, offset)
+                deletions += 1
+            else:
+                packer.add(decode_post(value, text_bytes_max), source, offset, message.timestamp()[1])
         except Reject as cause:
-            rejected.append(Rejected(message, cause, packers[source[0]].job))
-        else:
-            packers[source[0]].add(post, source, offset, message.timestamp()[1])
+            rejected.append(Rejected(message, cause, packer.job))
     chunks = [chunk for packer in dict.fromkeys(packers.values()) for chunk in packer.take()]
-    return Batch(chunks, rejected, next_offsets)
+    return Batch(chunks, rejected, deletions, next_offsets)
 
 
 def send_batch(
@@ -191,6 +198,7 @@ class Ingest:
         self.lines.update(lines)
         self.member.processed(batch.next_offsets)
         self.metrics.ingest_posts.inc(sum(builder.posts for _, builder in batch.chunks))
+        self.metrics.ingest_deletions.inc(batch.deletions)
         for bad in batch.rejected:
             self.metrics.ingest_rejected.labels(bad.cause.reason).inc()
 

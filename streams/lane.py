@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from confluent_kafka import TopicPartition
 from rocksdict import Cache
 
-from schemas.chunk import ChunkBuilder, parse_chunk
+from schemas.chunk import parse_chunk
 from schemas.content import fingerprints_in
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Fatal, ManyrayError, Retry
@@ -26,9 +26,10 @@ from streams.checkpoint import KEY, Progress, read_progress
 from streams.dedup import NOTHING, Actions, dedup, own_part
 from streams.failpoints import reach
 from streams.hits import embed_hits
+from streams.learned import Learned
 from streams.metrics import Metrics
 from streams.partition_table import open_table
-from streams.refill import refill, vectors_by_fingerprint
+from streams.refill import refill
 from streams.settings import Settings
 from streams.table import Table
 from streams.topics import Topics
@@ -265,7 +266,15 @@ class Lane:
             hits = embed_hits(each.chunk, each.actions, head, self._parts)
             self._producer.produce_keyed(self._topics.embeddings, hits)
             for builder in each.actions.misses:
-                self._produce_miss(builder, each.standing)
+                own = builder.build(self._topics.version, standings=[each.standing])
+                self._produce_miss(own)
+            # Behind the misses before them; what is forgotten may be under way in either lane.
+            if each.chunk.deletions or each.chunk.forgotten:
+                each.chunk.standings.append(each.standing)
+                self._produce_miss(each.chunk)
+            if each.chunk.forgotten:
+                each.chunk.backfill = not each.chunk.backfill
+                self._produce_miss(each.chunk)
         reach("dedup.sent")
         self._commit(progress)
         self._look_s = clock.monotonic_s() + END_AFTER_S
@@ -314,10 +323,9 @@ class Lane:
         own = own_part(chunk, standing, self._fingerprints)
         return _LookedUp(own, dedup(own, self._table), standing)
 
-    def _produce_miss(self, builder: ChunkBuilder, standing: Standing) -> None:
-        value = builder.build(self._topics.version, standings=[standing]).SerializeToString()
-        topic = self._topics.backfill_misses if builder.is_backfill else self._topics.misses
-        self._producer.produce(topic, value, partition=self.partition)
+    def _produce_miss(self, chunk: Chunk) -> None:
+        topic = self._topics.backfill_misses if chunk.backfill else self._topics.misses
+        self._producer.produce(topic, chunk.SerializeToString(), partition=self.partition)
 
     def _learn(self, record: Record) -> None:
         """Put computed vectors into the table, with the offset of the next record."""
@@ -326,10 +334,10 @@ class Lane:
 
         def learn() -> None:
             if record.offset >= table.offset:  # else a refill went further
-                vectors = vectors_by_fingerprint(record.value, self._topics.version)
+                learned = Learned.of(record.value, self._topics.version)
                 reach("dedup.learning")
-                table.put_many(vectors, record.offset + 1)
-                self._metrics.table_learned.inc(len(vectors))
+                learned.put_into(table, record.offset + 1)
+                self._metrics.table_learned.inc(len(learned.vectors))
 
         with_retries(learn, self._stopping, self._refill)
         self._note_stats()

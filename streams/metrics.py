@@ -32,6 +32,7 @@ class Metrics:
     registry: CollectorRegistry
     # ingest
     ingest_posts: Counter
+    ingest_deletions: Counter
     ingest_rejected: Counter
     chunk_posts: Histogram
     chunk_bytes: Histogram
@@ -85,6 +86,7 @@ class Metrics:
         return cls(
             registry=registry,
             ingest_posts=counter("ingest_posts_total", "posts accepted"),
+            ingest_deletions=counter("ingest_deletions_total", "posts whose deletion was passed on"),
             ingest_rejected=counter("ingest_rejected_total", "posts sent to the rejected topic", "reason"),
             chunk_posts=histogram("ingest_chunk_posts", "posts in a chunk", _POSTS),
             chunk_bytes=histogram("ingest_chunk_bytes", "bytes of a chunk", _BYTES),

@@ -32,9 +32,14 @@ class Packer:
     full: list[tuple[int, ChunkBuilder]] = field(default_factory=list[tuple[int, ChunkBuilder]])
     _open: dict[int, ChunkBuilder] = field(default_factory=dict[int, ChunkBuilder])
     _known: dict[str, tuple[int, ChunkBuilder, int]] = field(default_factory=dict[str, tuple[int, ChunkBuilder, int]])
+    _deleted: set[str] = field(default_factory=set[str])
+    """The posts whose deletion waits for a chunk, which comes after all posts so far."""
+    _deletions: ChunkBuilder | None = None
 
     def add(self, post: Post, source: Place, offset: int, posted_ms: int) -> None:
         """Add one post from `offset` of `source`."""
+        if self._deleted and post.id in self._deleted:
+            self._close_all()
         known = self._known.get(post.text)
         if known is None or self._open.get(known[0]) is not known[1]:
             known = self._known[post.text] = self._place(post.text)
@@ -43,10 +48,18 @@ class Packer:
         if builder.posts >= self.chunk_posts_max or builder.size_bytes >= CHUNK_BYTES_MAX:
             self._close(partition)
 
+    def delete(self, post_id: str, source: Place, offset: int) -> None:
+        """Add that the record at `offset` of `source` deletes a post: for all partitions, as any may have had it."""
+        if self._deletions is None:
+            self._deletions = self._begin()
+        self._deletions.add_deletion(post_id, source, offset)
+        self._deleted.add(post_id)
+        if len(self._deletions.deletions) >= self.chunk_posts_max:
+            self._close_all()
+
     def take(self) -> list[tuple[int, ChunkBuilder]]:
         """All chunks, closed now, with the partition of each, in the order in which they were closed."""
-        for partition in list(self._open):
-            self._close(partition)
+        self._close_all()
         self._known.clear()
         taken, self.full = self.full, []
         return taken
@@ -58,8 +71,20 @@ class Packer:
         partition = partition_of(hashed, self.partitions)
         builder = self._open.get(partition)
         if builder is None:
-            builder = self._open[partition] = ChunkBuilder(is_backfill=self.is_backfill, job=self.job, share=self.share)
+            builder = self._open[partition] = self._begin()
         return partition, builder, builder.add_content(hashed, content)
+
+    def _begin(self) -> ChunkBuilder:
+        return ChunkBuilder(is_backfill=self.is_backfill, job=self.job, share=self.share)
+
+    def _close_all(self) -> None:
+        """Close the chunks that are open, and behind them those of the deletions that wait."""
+        for partition in list(self._open):
+            self._close(partition)
+        if self._deletions is not None:
+            self.full += [(partition, self._deletions) for partition in range(self.partitions)]
+            self._deletions = None
+            self._deleted.clear()
 
     def _close(self, partition: int) -> None:
         self.full.append((partition, self._open.pop(partition)))

@@ -36,3 +36,9 @@ class RecentVectors:
         while self._bytes > self._bytes_max:
             _, oldest = self._vectors.popitem(last=False)
             self._bytes -= len(oldest) + ENTRY_BYTES
+
+    def drop(self, fingerprint: bytes) -> None:
+        """Hold it no longer."""
+        vector = self._vectors.pop(fingerprint, None)
+        if vector is not None:
+            self._bytes -= len(vector) + ENTRY_BYTES

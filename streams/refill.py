@@ -7,13 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from google.protobuf.message import DecodeError
 
-from schemas.content import split_fingerprints
 from schemas.errors import Retry
-from schemas.internal_pb2 import Vectors
 from streams import clients, clock
 from streams.failpoints import reach
+from streams.learned import Learned
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.table import Table
@@ -30,34 +28,15 @@ _ASK_S = 5.0
 """For one answer."""
 
 
-def vectors_by_fingerprint(record: bytes | None, version: str) -> dict[bytes, bytes]:
-    """What a record of the `vectors` topic holds for a version: empty if it is another version's, or no vectors.
-
-    The table is a cache, so what it cannot learn costs compute only.
-    """
-    try:
-        message = Vectors.FromString(record or b"")
-    except DecodeError:
-        message = Vectors(version=version)  # of none, which is told below
-    if message.version != version:
-        return {}
-    fingerprints, blob = split_fingerprints(message.fingerprints), message.vectors
-    size = message.dims * (message.bits or 32) // 8
-    if not blob or len(blob) != size * len(fingerprints):
-        _log.warning("a record of %d bytes in the vectors topic holds no vectors: left out", len(record or b""))
-        return {}
-    return {fingerprint: blob[index * size : (index + 1) * size] for index, fingerprint in enumerate(fingerprints)}
-
-
 class Unread(Exception):
     """The brokers did not give what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a read of one partition of `vectors` brought: vectors, the offset after them, and whether it ends there."""
+    """What a read of one partition of `vectors` brought, the offset after it, and whether it ends there."""
 
-    vectors: dict[bytes, bytes]
+    learned: Learned
     offset: int | None
     ended: bool
 
@@ -68,16 +47,16 @@ def read_batch(messages: Sequence[Message], version: str) -> Batch:
     Raises:
         Unread: one of them is an error.
     """
-    vectors, offset, ended = dict[bytes, bytes](), None, False
+    learned, offset, ended = Learned(), None, False
     for message in messages:
         error, offset = message.error(), message.offset() or 0
         ended = error is not None
         if error is None:
-            vectors.update(vectors_by_fingerprint(message.value(), version))
+            learned.take(Learned.of(message.value(), version))
             offset += 1
         elif error.code() != KafkaError._PARTITION_EOF:
             raise Unread(error.str())
-    return Batch(vectors, offset, ended)
+    return Batch(learned, offset, ended)
 
 
 def refill(
@@ -141,9 +120,9 @@ def _read_to_end(
         while clock.monotonic_s() < deadline_s and not stop.is_set():
             batch = read_batch(consumer.consume(_RECORDS_AT_ONCE, _BATCH_WAIT_S), topics.version)
             if batch.offset is not None:
-                table.put_many(batch.vectors, batch.offset)
-                count += len(batch.vectors)
-                metrics.table_refilled.inc(len(batch.vectors))
+                batch.learned.put_into(table, batch.offset)
+                count += len(batch.learned.vectors)
+                metrics.table_refilled.inc(len(batch.learned.vectors))
             if batch.ended and table.offset < end:  # the topic was made anew, and is shorter now
                 _, end = _offsets(consumer, topic, partition)
             seconds = clock.monotonic_s() - began_s

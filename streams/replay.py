@@ -202,13 +202,12 @@ class Replay:
     def _send(self, read: Read) -> None:
         """One transaction: the chunks of the records, what is bad, and how far that is."""
         now_ms, now_s = clock.now_ms(), clock.monotonic_s()
-        there = [message for message in read.records if message.value() is not None]
-        kept = [message for message in there if self._is_wanted(message)] if self._is_wanted else there
+        kept = [message for message in read.records if self._is_wanted(message)] if self._is_wanted else read.records
         batch = sort_posts(kept, {self.job.topic: self._packer}, self._settings.text_bytes_max)
-        bad = len(batch.rejected)
+        bad, deleted = len(batch.rejected), batch.deletions
         if not self._tells_rejected:
             batch.rejected.clear()
-        counts = Counts(len(kept) - bad, bad, len(read.records) - len(there), len(there) - len(kept), read.gone)
+        counts = Counts(len(kept) - bad - deleted, bad, deleted, len(read.records) - len(kept), read.gone)
         posts, hits = self._backlog.tally()
         done = Done(read.next_offsets, now_ms, self._epoch_ms, self.done.counts + counts, hits, posts - hits)
         begun = Line.begin(self._epoch_ms, self._settings.partitions)

@@ -3,11 +3,22 @@
 import errno
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    BottommostLevelCompaction,
+    Cache,
+    CompactOptions,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
 
 from schemas.errors import Fatal, ManyrayError, Retry
 from streams import clock
@@ -22,6 +33,7 @@ _WRITE_STALL = "Write stall"  # as RocksDB says that it has no room in memory un
 _STALL_PAUSE_S = 0.002
 _MEMTABLE_BYTES = 16 * 1024 * 1024
 _MEMTABLE_BYTES_MIN = 64 * 1024
+_BLOB_CUTOFF, _BLOB_CUTOFF_DEFAULT = "blob_garbage_collection_age_cutoff", "0.25"
 _INDEX_CACHE_BYTES = 64 * 1024 * 1024
 
 
@@ -57,6 +69,7 @@ class RocksTable:
         memtable_bytes = max(_MEMTABLE_BYTES_MIN, min(_MEMTABLE_BYTES, bytes_max // 8))
         self._options = _options(index_cache or Cache(_INDEX_CACHE_BYTES), memtable_bytes)
         self._generations: list[tuple[int, Rdict]] = []
+        self._purge: threading.Thread | None = None
         try:
             self._open_all()
         except Exception as error:
@@ -105,6 +118,27 @@ class RocksTable:
             raise self._begin_anew(error) from None
         self.offset = offset
 
+    def forget_many(self, fingerprints: list[bytes]) -> None:
+        """See `Table`: no file holds these vectors either, once a thread of its own has rewritten those that did.
+
+        In what is older they are deleted for good first: a crash then leaves no offset that is ahead of that.
+
+        Raises:
+            Retry: the table was damaged, and has begun anew.
+            Fatal: the disk is full, or fails.
+        """
+        self._end_purge()
+        databases = [database for _, database in self._generations]
+        try:
+            for database in databases:
+                self._write([(fingerprint, None) for fingerprint in fingerprints], database)
+                database.flush()
+        except Exception as error:
+            raise self._begin_anew(error) from None
+        span = min(fingerprints), max(fingerprints) + b"\0"
+        self._purge = threading.Thread(target=_purge, args=(databases, *span), name="purge", daemon=True)
+        self._purge.start()
+
     def entries(self) -> int:
         """See `Table`."""
         counts = [_property(database, "rocksdb.estimate-num-keys") for _, database in self._generations]
@@ -116,6 +150,7 @@ class RocksTable:
 
     def close(self) -> None:
         """See `Table`."""
+        self._end_purge(is_last=True)
         while self._generations:
             _, database = self._generations.pop()
             try:
@@ -143,19 +178,33 @@ class RocksTable:
         opened.set_write_options(writes)
         return opened
 
-    def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
-        """Write once RocksDB has room in memory; within it a write would wait with the GIL, on a full disk for ever."""
+    def _write(self, entries: Sequence[tuple[bytes, bytes | None]], database: Rdict | None = None) -> None:
+        """Write, to the newest unless another is given, once RocksDB has room in memory; within it a write would wait
+        with the GIL, on a full disk for ever. A key without a value is deleted.
+        """
+        database = database or self._newest
         deadline_s = clock.monotonic_s() + _STALL_WAIT_S
         while True:
             batch = WriteBatch(raw_mode=True)  # a new one each time: a write that fails takes it too
             for key, value in entries:
-                batch.put(key, value)
+                if value is None:
+                    batch.delete(key)
+                else:
+                    batch.put(key, value)
             try:
-                return self._newest.write(batch)
+                return database.write(batch)
             except Exception as error:
                 if _WRITE_STALL not in str(error) or clock.monotonic_s() > deadline_s:
                     raise
             clock.sleep_s(_STALL_PAUSE_S)
+
+    def _end_purge(self, *, is_last: bool = False) -> None:
+        """Wait for a purge, or cut it short where nothing is done here after it: the rest is left to compaction."""
+        if self._purge is not None:
+            for _, database in self._generations if is_last else ():
+                database.cancel_all_background(wait=False)
+            self._purge.join()
+            self._purge = None
 
     def _begin_anew(self, error: Exception) -> Retry:
         """Set a damaged table aside and open an empty one; the Retry says so.
@@ -185,6 +234,7 @@ class RocksTable:
             return
         self._newest.flush()  # or a crash could find the next one on disk, and what was here still only in memory
         if len(self._generations) > 1:
+            self._end_purge()
             number, oldest = self._generations.pop(0)
             oldest.close()
             shutil.rmtree(self._folder / str(number), ignore_errors=True)
@@ -216,6 +266,19 @@ def _options(cache: Cache, memtable_bytes: int) -> Options:
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1_000_000)
     return options
+
+
+def _purge(databases: Sequence[Rdict], first: bytes, last: bytes) -> None:
+    """Rewrite the files that hold keys of a range, and the blobs that they refer to, without what was deleted."""
+    options = CompactOptions()
+    options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+    for database in databases:
+        try:
+            database.set_options({_BLOB_CUTOFF: "1.0"})  # of all blob files, and not of the oldest alone
+            database.compact_range(first, last, options)
+            database.set_options({_BLOB_CUTOFF: _BLOB_CUTOFF_DEFAULT})
+        except Exception as error:
+            _log.debug("files of what was forgotten are left to compaction: %s", error)
 
 
 def _get(database: Rdict, fingerprints: list[bytes]) -> list[bytes | None]:

@@ -1,6 +1,6 @@
 """A window under way in the encoder, and what comes of it: vectors, and contents that have none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +11,7 @@ from encoders.rescue import NOT_FINITE, OUT_OF_MEMORY
 from schemas.content import partition_of, split_fingerprints
 from schemas.embedding import EmbeddingParts
 from schemas.errors import Reject
-from schemas.internal_pb2 import Standing, Vectors
+from schemas.internal_pb2 import Chunk, Standing, Vectors
 from schemas.post import Post
 from schemas.public_pb2 import CACHED, COMPUTED
 from schemas.vectors import VectorForm
@@ -67,27 +67,11 @@ class Submitted:
                 self.known[fingerprint] = lender.vector(fingerprint)
         self.lent.clear()
 
-    def embeddings(self, parts: EmbeddingParts, now_ms: int) -> Iterator[KeyValue]:
-        """The output records of all posts that get one, key and value each."""
+    def outputs(self, parts: EmbeddingParts, now_ms: int) -> Iterator[tuple[Chunk, Iterator[KeyValue]]]:
+        """Each chunk, and the output records of its posts, key and value each; to be taken before the next chunk."""
         first = set(self.computing)  # the post for which a content was computed is the first one with it
         for chunk in self.window.chunks:
-            standing = next(iter(chunk.standings), Standing())
-            computed, cached = (parts.head(origin, now_ms, standing) for origin in (COMPUTED, CACHED))
-            fingerprints = split_fingerprints(chunk.fingerprints)
-            contents = [
-                None if fingerprint in self.failed else parts.content(fingerprint, self.vector(fingerprint))
-                for fingerprint in fingerprints
-            ]
-            sources = [parts.source(source.topic, source.partition, source.job) for source in chunk.sources]
-            for index, post_id in enumerate(chunk.ids):
-                number = chunk.contents[index]
-                content = contents[number]
-                if content is None:
-                    continue
-                head = computed if fingerprints[number] in first else cached
-                first.discard(fingerprints[number])
-                own = parts.post(post_id, chunk.offsets[index], chunk.posted_ms[index])
-                yield post_id.encode(), b"".join((head, sources[chunk.post_sources[index]], content, own))
+            yield chunk, self._embeddings(chunk, first, parts, now_ms)
 
     def unembedded(self) -> Iterator[tuple[Original, Reject]]:
         """The posts that get no embedding, and why; their records are still to be read back."""
@@ -104,6 +88,56 @@ class Submitted:
                     post = Post(post_id, chunk.texts[content].decode())
                     rebuilt = Original.rebuilt(post, *place, chunk.posted_ms[index])
                     yield replace(rebuilt, job=source.job), Reject(reason, DETAILS[reason])
+
+    def _embeddings(self, chunk: Chunk, first: set[bytes], parts: EmbeddingParts, now_ms: int) -> Iterator[KeyValue]:
+        """Of those posts of a chunk that get one; contents that are met are taken out of `first`."""
+        standing = next(iter(chunk.standings), Standing())
+        computed, cached = (parts.head(origin, now_ms, standing) for origin in (COMPUTED, CACHED))
+        fingerprints = split_fingerprints(chunk.fingerprints)
+        contents = [
+            None if fingerprint in self.failed else parts.content(fingerprint, self.vector(fingerprint))
+            for fingerprint in fingerprints
+        ]
+        sources = [parts.source(source.topic, source.partition, source.job) for source in chunk.sources]
+        for index, post_id in enumerate(chunk.ids):
+            number = chunk.contents[index]
+            content = contents[number]
+            if content is None:
+                continue
+            head = computed if fingerprints[number] in first else cached
+            first.discard(fingerprints[number])
+            own = parts.post(post_id, chunk.offsets[index], chunk.posted_ms[index])
+            yield post_id.encode(), b"".join((head, sources[chunk.post_sources[index]], content, own))
+
+
+def tombstones(chunk: Chunk) -> Iterator[tuple[bytes, list[tuple[str, bytes]]]]:
+    """What the deletions of a chunk come to: keys of records without a value, and headers, which say where the deletion
+    stands among the posts.
+    """
+    for deletion in chunk.deletions:
+        source = chunk.sources[deletion.source]
+        told = {
+            "manyray-topic": source.topic,
+            "manyray-partition": str(source.partition),
+            "manyray-offset": str(deletion.offset),
+        }
+        if source.job:
+            told["manyray-job"] = source.job
+        yield deletion.id.encode(), [(name, text.encode()) for name, text in told.items()]
+
+
+def pack_forgotten(chunks: Iterable[Chunk], topics: Topics, partitions: int) -> list[tuple[int, bytes]]:
+    """Records of the `vectors` topic, each with its partition, of what chunks tell to forget; behind all vectors that
+    came before.
+    """
+    return [
+        (
+            partition_of(chunk.forgotten, partitions),
+            Vectors(version=topics.version, forgotten=chunk.forgotten).SerializeToString(),
+        )
+        for chunk in chunks
+        if chunk.forgotten
+    ]
 
 
 def pack_vectors(vectors: dict[bytes, bytes], topics: Topics, partitions: int) -> list[tuple[int, bytes]]:

@@ -15,6 +15,10 @@ class Table(Protocol):
         """Store vectors, and with them `offset`: the next one to read of the `vectors` topic."""
         ...
 
+    def forget_many(self, fingerprints: list[bytes]) -> None:
+        """Hold the vectors of these no longer."""
+        ...
+
     @property
     def offset(self) -> int:
         """The offset last stored; 0 in a new table."""
@@ -48,6 +52,11 @@ class MemoryTable:
         """See `Table`."""
         self._vectors.update(vectors)
         self.offset = offset
+
+    def forget_many(self, fingerprints: list[bytes]) -> None:
+        """See `Table`."""
+        for fingerprint in fingerprints:
+            self._vectors.pop(fingerprint, None)
 
     def entries(self) -> int:
         """See `Table`."""

@@ -30,6 +30,12 @@ class TieredTable:
         for fingerprint, vector in vectors.items():
             self._recent.put(fingerprint, vector)
 
+    def forget_many(self, fingerprints: list[bytes]) -> None:
+        """Below, and in RAM."""
+        self._below.forget_many(fingerprints)
+        for fingerprint in fingerprints:
+            self._recent.drop(fingerprint)
+
     @property
     def offset(self) -> int:
         """The offset last stored below."""

@@ -22,6 +22,7 @@ class Window:
     texts: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     tokens: int = 0
     posts: int = 0
+    deletions: int = 0
     post_bytes: int = 0
     share: float = 1.0
     """Of the encoder's time, which it may take at most: the least of its chunks'."""
@@ -32,6 +33,7 @@ class Window:
             self.first_s = now_s
         self.chunks.append(chunk)
         self.posts += len(chunk.ids)
+        self.deletions += len(chunk.deletions)
         self.share = min(self.share, chunk.share or 1.0)
         self.first_offsets.setdefault(place, offset)
         self.next_offsets[place] = offset + 1
@@ -43,8 +45,8 @@ class Window:
         self.post_bytes += sum(map(sizes.__getitem__, chunk.contents))
 
     def is_full(self, tokens: int, posts: int) -> bool:
-        """Whether it holds so many tokens to compute, or posts to publish: repeats add no tokens."""
-        return self.tokens >= tokens or self.posts >= posts or self.post_bytes >= POST_BYTES_MAX
+        """Whether it holds so many tokens to compute, or records to publish: repeats add no tokens."""
+        return self.tokens >= tokens or self.posts + self.deletions >= posts or self.post_bytes >= POST_BYTES_MAX
 
     def is_old(self, now_s: float, wait_s: float) -> bool:
         """Whether its oldest chunk has waited long enough."""

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 from confluent_kafka.admin import NewTopic
 
@@ -23,6 +24,9 @@ from streams.topics import Topics, create_topics, list_partitions, plan_topics
 from streams.up import Pipeline
 from streams.version import version_of
 from tests.waiting import WAIT_S, wait_until
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # an example on a busy machine takes what it takes
+hypothesis.settings.load_profile("untimed")
 
 TWEETEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "tweeteval"
 

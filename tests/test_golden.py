@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.embedding import EmbeddingParts, vectors_of
-from schemas.internal_pb2 import Checkpoint, Chunk, Source, Standing, Vectors
+from schemas.internal_pb2 import Checkpoint, Chunk, Deletion, Source, Standing, Vectors
 from schemas.post import Post, decode_post
 from schemas.public_pb2 import CACHED, COMPUTED, FLOAT32, INT8, Embedding
 from streams.checkpoint import Progress
-from streams.refill import vectors_by_fingerprint
+from streams.learned import Learned
 
 GOLDEN = Path(__file__).parent / "golden"
 FIRST, SECOND = bytes(range(16)), bytes(range(16, 32))
@@ -33,6 +33,8 @@ REPLAYED = Source(
     hits=1_100,
 )
 STANDING = Standing(version=VERSION, share=0.25, promoted=True, retires_ms=1_800_000_000_000)
+MIRRORED = Standing(version=VERSION, share=0.5, promoted=True, retires_ms=1_800_000_000_000, mirrored=True)
+DELETION = Deletion(id="gone-é", source=1, offset=5_000_000_001)
 MESSAGES = {
     "embedding": Embedding(
         post_id="post-é",
@@ -71,9 +73,14 @@ LATER_FORMATS: dict[str, list[dict[str, object]]] = {
         {"job": "posts-2026"},
         {"promoted": True, "retires_ms": 1_800_000_000_000},
     ],
-    "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}],
-    "chunk": [{"backfill": True}, {"probe": True, "share": 0.25, "sources": [REPLAYED]}, {"standings": [STANDING]}],
-    "checkpoint": [{"sources": [*SOURCES, REPLAYED]}, {"standing": STANDING}],
+    "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}, {"forgotten": SECOND + FIRST}],
+    "chunk": [
+        {"backfill": True},
+        {"probe": True, "share": 0.25, "sources": [REPLAYED]},
+        {"standings": [STANDING]},
+        {"standings": [MIRRORED], "deletions": [DELETION], "forgotten": SECOND},
+    ],
+    "checkpoint": [{"sources": [*SOURCES, REPLAYED]}, {"standing": STANDING}, {"standing": MIRRORED}],
 }
 
 
@@ -100,7 +107,7 @@ def test_golden_messages_read_as_ever(name):
         last = type(expected).FromString(golden(name, number))
         assert last == expected
     # So that a field added to the format is added here too, as another golden message.
-    for message in (last, *getattr(last, "sources", [])[-1:], STANDING):
+    for message in (last, *getattr(last, "sources", [])[-1:], MIRRORED, DELETION):
         assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
 
 
@@ -120,14 +127,14 @@ def test_what_we_write_of_a_golden_checkpoint_is_what_was_read():
 
 def test_golden_vectors_are_for_their_version_alone():
     """The changelog gives each fingerprint its own vector, and nothing to another version."""
-    found = vectors_by_fingerprint(golden("vectors"), VERSION)
+    found = Learned.of(golden("vectors"), VERSION).vectors
     assert found == {FIRST: NUMBERS[0].tobytes(), SECOND: NUMBERS[1].tobytes()}
-    assert vectors_by_fingerprint(golden("vectors"), "ba9876543210") == {}
+    assert Learned.of(golden("vectors"), "ba9876543210").vectors == {}
 
 
 def test_golden_vectors_of_fewer_bits_are_as_long_as_they_say():
     """int8 has a byte a number; what is read back is what is worth that many steps of the scale."""
-    assert vectors_by_fingerprint(golden("vectors", 2), VERSION) == {
+    assert Learned.of(golden("vectors", 2), VERSION).vectors == {
         FIRST: EIGHTHS[0].tobytes(),
         SECOND: EIGHTHS[1].tobytes(),
     }
@@ -142,7 +149,7 @@ def test_vectors_that_do_not_fit_their_dims_are_none():
         broken = Vectors.FromString(golden("vectors"))
         for name, value in change.items():
             setattr(broken, name, value)
-        assert vectors_by_fingerprint(broken.SerializeToString(), VERSION) == {}
+        assert Learned.of(broken.SerializeToString(), VERSION).vectors == {}
 
 
 def test_a_golden_embedding_gives_its_vector():

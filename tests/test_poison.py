@@ -8,7 +8,7 @@ from confluent_kafka import Message
 from schemas.content import fingerprinter, normalise
 from streams.clients import producer
 from streams.control import create_ray
-from streams.refill import vectors_by_fingerprint
+from streams.learned import Learned
 from streams.settings import Settings
 from streams.unembedded import UNEMBEDDED_MAX
 from streams.up import Pipeline
@@ -74,7 +74,7 @@ def assert_told_apart(settings: Settings, good: dict[str, str], bad: dict[str, s
     known = {
         one
         for message in read_records(settings, topics_of(settings).vectors)
-        for one in vectors_by_fingerprint(message.value(), version_of(settings))
+        for one in Learned.of(message.value(), version_of(settings)).vectors
     }
     assert not known & {fingerprint(normalise(text).encode()) for text in bad.values()}, "a vector of poison"
 

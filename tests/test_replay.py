@@ -48,7 +48,7 @@ def old(settings: Settings, topic: str) -> str:
     records = [post(f"old{number}", f"text {number % CONTENTS}") for number in range(POSTS)]
     producer = Producer({"bootstrap.servers": settings.bootstrap_servers})
     for number, value in enumerate([*records, *[b"{}", b"{", b'{"id": "x"}'] * 2, *[None] * 3]):
-        producer.produce(topic, value, partition=number % 2)
+        producer.produce(topic, value, key=f"key{number}", partition=number % 2)
     assert producer.flush(WAIT_S) == 0
     return topic
 

@@ -77,7 +77,7 @@ def test_a_compacted_topic_gives_what_it_holds(settings: Settings, pipeline: Pip
     assert done.counts.gone == 0
     assert embedded(settings, job.name).total() == done.counts.posts <= 200
     assert set(embedded(settings, job.name)) >= {f"k{number}" for number in range(6, 100)}
-    assert f"{done.counts.tombstones} tombstones passed over" in summary(job, done)
+    assert f"{done.counts.tombstones} tombstones passed on" in summary(job, done)
 
 
 def test_formats_may_be_mixed_and_a_filter_sees_both(settings: Settings, pipeline: Pipeline, topic: str) -> None:

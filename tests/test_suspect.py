@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.suspect import ATTEMPTS_MAX, TRIES_MAX, Suspicion
@@ -85,7 +85,6 @@ class Log:
 sizes = st.lists(st.integers(1, 6), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @example([1], {0}, [1], set())
 @given(
     sizes, st.sets(st.integers(0, 71), max_size=4), st.lists(st.integers(1, 6), min_size=1), st.sets(st.integers(0, 30))

@@ -88,7 +88,7 @@ def test_entries_are_about_as_many_as_vectors(table):
 
 
 @pytest.mark.parametrize("kind", ["memory", "rocks", "tiered"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(load=puts)
 def test_a_table_is_a_dict(kind, load):
     """After any stores it answers as a dict does."""
@@ -101,3 +101,14 @@ def test_a_table_is_a_dict(kind, load):
             assert list(table.get_many(asked)) == [model.get(fingerprint) for fingerprint in asked]
         assert table.offset == len(load)
         table.close()
+
+
+def test_what_is_forgotten_is_gone_and_may_come_again(table):
+    """Alone, whatever else is forgotten with it that was never there; its offset stays."""
+    table.put_many({key(number): vector(number) for number in range(10)}, 10)
+    assert None not in table.get_many([key(number) for number in range(10)])
+    table.forget_many([key(3), key(99), key(7)])
+    assert [number for number in range(10) if table.get_many([key(number)]) == [None]] == [3, 7]
+    assert table.offset == 10
+    table.put_many({key(3): vector(3)}, 11)
+    assert table.get_many([key(3)]) == [vector(3)]

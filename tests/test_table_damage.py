@@ -82,7 +82,7 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDiskMachine = DiskMachine.TestCase
-TestDiskMachine.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+TestDiskMachine.settings = settings(max_examples=12, stateful_step_count=20)
 
 
 def test_a_held_folder_is_refused(tmp_path):

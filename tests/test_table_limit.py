@@ -1,11 +1,13 @@
 """Laws of the limit of the table on disk: two generations, of which the newest vectors stay."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from streams.rocks_table import RocksTable
 from tests.tables import LIMIT, MIB, alive, copy_still, fill, key, vector
+from tests.waiting import wait_until
 
 
 def test_at_its_limit_the_newest_half_stays(tmp_path):
@@ -102,3 +104,37 @@ def test_a_crash_after_a_rotation_leaves_no_hole(tmp_path):
     assert table.offset > count
     assert alive(table, table.offset) == list(range(table.offset))
     table.close()
+
+
+def test_no_file_holds_what_was_forgotten(tmp_path):
+    """In neither generation, once files were rewritten; all else is there, and a crash brings nothing back."""
+    table = RocksTable(tmp_path / "table", LIMIT)
+    count = 0
+    while not (tmp_path / "table" / "2").exists():
+        count += 64
+        fill(table, count - 64, count)
+    fill(table, count, 2 * count - 1_024)
+    gone = {0x0A0B, 0x1A0B, count + 0x0A0B}  # no shift of the bytes of one is another vector
+    held = set(alive(table, 2 * count - 1_024))
+    assert gone <= held
+    table.forget_many([key(number) for number in gone])
+    copy_still(tmp_path / "table", tmp_path / "crashed")
+    wait_until(lambda: not (gone & in_files(tmp_path / "table", gone)), "no file holds them")
+    assert set(alive(table, 2 * count - 1_024)) == held - gone
+    table.close()
+    assert not in_files(tmp_path / "table", gone)
+    crashed = RocksTable(tmp_path / "crashed", LIMIT)
+    assert not gone & set(alive(crashed, 2 * count - 1_024))
+    crashed.close()
+
+
+def in_files(folder: Path, numbers: set[int]) -> set[int]:
+    """Which of these vectors any file of a folder holds."""
+    found: set[int] = set()
+    for path in folder.rglob("*"):
+        try:
+            data = path.read_bytes() if path.is_file() else b""
+        except FileNotFoundError:  # compaction was quicker
+            continue
+        found |= {number for number in numbers if vector(number) in data}
+    return found
