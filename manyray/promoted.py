@@ -4,6 +4,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -167,8 +168,9 @@ class PromotedSubscription(Subscription):
         if self._open < self._at and clock.monotonic_s() > self._look_s:
             self._look_s = clock.monotonic_s() + LOOK_S
             topics = {epoch.topic for epoch in self._epochs[self._open : self._at + 1]}
-            epochs = self._epochs[self._open : self._at + 1]
-            self._open += first_open(epochs, _committed(self._consumer, topics))
+            with suppress(Retry):  # not known now: it is asked again
+                committed = _committed(self._consumer, topics)
+                self._open += first_open(self._epochs[self._open : self._at + 1], committed)
         self._subscribe()
 
     def _go_back(self) -> None:
