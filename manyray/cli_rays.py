@@ -4,7 +4,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -56,8 +56,11 @@ def show(settings: Settings, name: Annotated[str, typer.Argument(help="such as t
     """Show a ray's versions and what its bare name meant when; of a version, which consumer groups read it."""
     from rich.console import Console
 
-    from manyray.ray_orders import find_ray, readers_of
+    from manyray.ray_orders import find_ray
     from manyray.ray_words import promotions_table, readers_table, versions_table
+    from streams.control import topics_of
+    from streams.readers import find_readers
+    from streams.topics import Topics
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH_PIPED)
     ray, _, version = name.partition("@")
@@ -66,9 +69,14 @@ def show(settings: Settings, name: Annotated[str, typer.Argument(help="such as t
         console.print(versions_table(ray, found))
         console.print()
         console.print(promotions_table(ray, found))
-    for one in [version] if version else found.names:
-        readers = readers_of(settings, found.find(one))
-        console.print(f"\n{ray}@{one} is read by" + ("" if readers else " no consumer group"))
+    shown = (version,) if version else found.names
+    named = {f"{ray}@{one}": topics_of(settings, found.find(one)).embeddings for one in shown}
+    if found.mirrored and not version:
+        mirror = Topics.of(settings, "").mirror
+        named[f"{mirror}, in which the bare name is mirrored,"] = mirror
+    for what, topic in named.items():
+        readers = find_readers(settings, topic)
+        console.print(f"\n{what} is read by" + ("" if readers else " no consumer group"))
         if readers:
             console.print(readers_table(readers))
 
@@ -132,6 +140,17 @@ def promote(
         typer.echo(promote_version(settings, version, wanted, stop))
     if stop.number:
         raise typer.Exit(128 + stop.number)
+
+
+@rays_app.command()
+@with_settings
+def mirror(
+    settings: Settings, ray: Annotated[str, _RAY], state: Annotated[Literal["on", "off"], typer.Argument()]
+) -> None:
+    """Let embeddings of the bare name go to embeddings.RAY too, for clients that follow no promotion."""
+    from manyray.ray_orders import mirror_ray
+
+    typer.echo(mirror_ray(settings, ray, on=state == "on"))
 
 
 @rays_app.command()

@@ -21,7 +21,7 @@ from streams.readers import Reader, find_readers
 from streams.settings import Settings
 from streams.topics import Topics, create_topics, list_partitions, plan_topics
 from streams.version import spec_of
-from streams.versions import Ray, Served, add, deprecate, note_ends, promote, retire, shadow
+from streams.versions import Ray, Served, add, deprecate, mirror, note_ends, promote, retire, shadow
 
 LEAVE_S = 90.0
 """For roles to end a version that is retired, before its topics go."""
@@ -74,6 +74,18 @@ def change_share(settings: Settings, name: str, share: float) -> str:
     _, served = find_version(settings, name)
     change_ray(settings, lambda ray: shadow(ray, served.version, share))
     return f"{name} embeds {share:.0%} of the contents of live posts from here on"
+
+
+def mirror_ray(settings: Settings, name: str, *, on: bool) -> str:
+    """Let what the bare name means go to a topic of its own too, from here on, or no longer."""
+    find_ray(settings, name)
+    topic = Topics.of(settings, "").mirror
+    if on:
+        create_topics(settings, "")
+    change_ray(settings, lambda ray: mirror(ray, on=on))
+    if on:
+        return f"embeddings of {name}, whatever version that means, go to {topic} too from here on"
+    return f"embeddings of {name} go to {topic} no longer; the topic stays: delete it when nobody reads it any more"
 
 
 def deprecate_version(settings: Settings, name: str, day: str) -> str:
@@ -153,11 +165,6 @@ def retire_version(settings: Settings, name: str, *, force: bool) -> str:
         except KafkaException as error:
             raise Fatal(f"{name} is retired, but topic {topic} was not deleted: {error.args[0].str()}") from None
     return f"{name} is retired: its {len(own)} topics are deleted, and roles remove its tables"
-
-
-def readers_of(settings: Settings, served: Served) -> list[Reader]:
-    """The consumer groups that read a version."""
-    return find_readers(settings, topics_of(settings, served).embeddings)
 
 
 def ray_at(settings: Settings, version: str) -> str:

@@ -105,7 +105,7 @@ def create_ray(settings: Settings) -> list[str]:
     created = create_topics(settings)
     ray = _read(settings, topics.control)
     check_named(settings, ray, spec.version)
-    created += create_topics(settings, *(ray.names or (spec.version,)))
+    created += create_topics(settings, *(ray.planned or (spec.version,)))
     if not ray.versions:
         served = Served.of(settings, spec, clock.now_ms())
         # Of two that begin it at the same moment the second one finds it begun.
@@ -114,15 +114,15 @@ def create_ray(settings: Settings) -> list[str]:
 
 
 def planned_versions(settings: Settings) -> tuple[str, ...]:
-    """The versions whose topics there are to be: those of the ray, or that of the settings before it is begun.
+    """Whose topics there are to be, as `plan_topics` takes it: those of the ray, or of the settings before it is begun.
 
     Raises:
         Fatal: no broker answers, or the settings name no encoder that can be.
         Retry: the brokers did not answer in time.
     """
     topic = Topics.of(settings, "").control
-    names = _read(settings, topic).names if topic in list_partitions(settings) else ()
-    return names or (version_of(settings),)
+    planned = _read(settings, topic).planned if topic in list_partitions(settings) else ()
+    return planned or (version_of(settings),)
 
 
 def check_named(settings: Settings, ray: Ray, version: str) -> None:
@@ -151,7 +151,7 @@ def check_ray(settings: Settings) -> Ray:
     """
     check_topics(settings)
     ray = read_ray(settings)
-    check_topics(settings, *ray.names)
+    check_topics(settings, *ray.planned)
     return ray
 
 

@@ -29,7 +29,7 @@ from streams.miss_lane import MissLane
 from streams.recent import RecentVectors
 from streams.rejected import Original, read_back, send_rejected
 from streams.settings import Settings
-from streams.submitted import DETAILS, Submitted, pack_forgotten, pack_vectors, tombstones
+from streams.submitted import DETAILS, Submitted, pack_forgotten, pack_vectors, standing_of, tombstones
 from streams.suspect import KILLS_ENCODER, Suspicion
 from streams.suspicions import Suspicions
 from streams.topics import Topics
@@ -286,9 +286,11 @@ class Encode:
         for original, cause in rejected:
             send_rejected(self.producer, self._topics, original, cause)
         for chunk, records in done.outputs(self._parts, clock.now_ms()):
-            self.producer.produce_keyed(self._topics.embeddings, records)
+            outputs = self._topics.outputs(standing_of(chunk))
+            self.producer.produce_keyed(records, *outputs)
             for key, headers in tombstones(chunk):
-                self.producer.produce(self._topics.embeddings, None, key=key, headers=headers)
+                for topic in outputs:
+                    self.producer.produce(topic, None, key=key, headers=headers)
         partitions, chunks = self._settings.partitions, done.window.chunks
         learned = pack_vectors(done.vectors, self._topics, partitions)
         for partition, value in learned + pack_forgotten(chunks, self._topics, partitions):

@@ -264,7 +264,7 @@ class Lane:
         for each in outcome:
             head = self._parts.head(CACHED, now_ms, each.standing)
             hits = embed_hits(each.chunk, each.actions, head, self._parts)
-            self._producer.produce_keyed(self._topics.embeddings, hits)
+            self._producer.produce_keyed(hits, *self._topics.outputs(each.standing))
             for builder in each.actions.misses:
                 own = builder.build(self._topics.version, standings=[each.standing])
                 self._produce_miss(own)

@@ -91,8 +91,7 @@ class Submitted:
 
     def _embeddings(self, chunk: Chunk, first: set[bytes], parts: EmbeddingParts, now_ms: int) -> Iterator[KeyValue]:
         """Of those posts of a chunk that get one; contents that are met are taken out of `first`."""
-        standing = next(iter(chunk.standings), Standing())
-        computed, cached = (parts.head(origin, now_ms, standing) for origin in (COMPUTED, CACHED))
+        computed, cached = (parts.head(origin, now_ms, standing_of(chunk)) for origin in (COMPUTED, CACHED))
         fingerprints = split_fingerprints(chunk.fingerprints)
         contents = [
             None if fingerprint in self.failed else parts.content(fingerprint, self.vector(fingerprint))
@@ -108,6 +107,11 @@ class Submitted:
             first.discard(fingerprints[number])
             own = parts.post(post_id, chunk.offsets[index], chunk.posted_ms[index])
             yield post_id.encode(), b"".join((head, sources[chunk.post_sources[index]], content, own))
+
+
+def standing_of(chunk: Chunk) -> Standing:
+    """What its version was to the posts of a chunk of misses."""
+    return next(iter(chunk.standings), Standing())
 
 
 def tombstones(chunk: Chunk) -> Iterator[tuple[bytes, list[tuple[str, bytes]]]]:

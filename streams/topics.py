@@ -10,6 +10,7 @@ from confluent_kafka.admin import (
 )
 
 from schemas.errors import Fatal
+from schemas.internal_pb2 import Standing
 from schemas.vectors import VectorForm
 from streams import clients, clock
 from streams.settings import Settings
@@ -113,6 +114,15 @@ class Topics:
         return f"embeddings.{self.ray}.{self.version}"
 
     @property
+    def mirror(self) -> str:
+        """What of the output is of the bare name, whatever version that means; if it is switched on."""
+        return f"embeddings.{self.ray}"
+
+    def outputs(self, standing: Standing) -> tuple[str, ...]:
+        """Where embeddings go that were made while the version stands so."""
+        return (self.embeddings, self.mirror) if standing.mirrored else (self.embeddings,)
+
+    @property
     def rejected(self) -> str:
         """Bad posts, untouched, with the reason in headers."""
         return "rejected"
@@ -124,7 +134,10 @@ class Topics:
 
 
 def plan_topics(settings: Settings, *versions: str) -> list[TopicPlan]:
-    """Every topic that the pipeline needs for some versions of its ray: first those that all versions share."""
+    """Every topic that the pipeline needs for some versions of its ray: first those that all versions share.
+
+    The empty name among the versions stands for the mirror.
+    """
     topics = Topics.of(settings, "")
     # By the brokers' clock, not by those of roles: a record with a wrong time is refused, or deleted at once.
     theirs = {"message.timestamp.type": "LogAppendTime"}
@@ -143,6 +156,8 @@ def plan_topics(settings: Settings, *versions: str) -> list[TopicPlan]:
         return TopicPlan(name, 1, settings.replication, purpose, latest, is_single=True)
 
     def of_version(own: Topics) -> list[TopicPlan]:
+        if not own.version:
+            return [plan(own.mirror, "embeddings of the bare name", size, is_ours=False)]
         return [
             plan(own.misses, "posts to be encoded", passing),
             plan(own.backfill_misses, "posts of a backfill to be encoded, after the others", passing),

@@ -116,14 +116,17 @@ class StageProducer:
         except KafkaException as error:
             raise self._classify(error) from None
 
-    def produce_keyed(self, topic: str, records: Iterable[KeyValue]) -> None:
-        """Queue many records of a key and a value: the hot path, which takes the slower one only at a full queue."""
+    def produce_keyed(self, records: Iterable[KeyValue], *topics: str) -> None:
+        """Queue many records of a key and a value for each topic: the hot path, which takes the slower one only
+        at a full queue.
+        """
         produce = self._opened.produce
         for key, value in records:
-            try:
-                produce(topic, value, key)
-            except (BufferError, KafkaException):
-                self.produce(topic, value, key=key)
+            for topic in topics:
+                try:
+                    produce(topic, value, key)
+                except (BufferError, KafkaException):
+                    self.produce(topic, value, key=key)
 
     def close(self) -> None:
         """Drop the producer and what it has not sent.

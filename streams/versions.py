@@ -84,6 +84,8 @@ class Ray(msgspec.Struct, frozen=True):
 
     versions: tuple[Served, ...] = ()
     promotions: tuple[Promotion, ...] = ()
+    mirrored: bool = False
+    """Whether the embeddings of the bare name are in a topic of their own too."""
 
     @property
     def promoted(self) -> str:
@@ -94,6 +96,11 @@ class Ray(msgspec.Struct, frozen=True):
     def names(self) -> tuple[str, ...]:
         """The versions that are served."""
         return tuple(served.version for served in self.versions)
+
+    @property
+    def planned(self) -> tuple[str, ...]:
+        """Whose topics there are to be, as `plan_topics` takes it."""
+        return (*self.names, "") if self.mirrored else self.names
 
     @property
     def open_promotions(self) -> list[tuple[Promotion, str]]:
@@ -122,8 +129,13 @@ class Ray(msgspec.Struct, frozen=True):
     def standing(self, version: str) -> Standing:
         """What a version is to the ray."""
         served = self.find(version)
+        promoted = version == self.promoted
         return Standing(
-            version=version, share=served.share, promoted=version == self.promoted, retires_ms=served.retires_ms
+            version=version,
+            share=served.share,
+            promoted=promoted,
+            retires_ms=served.retires_ms,
+            mirrored=promoted and self.mirrored,
         )
 
     def with_(self, changed: Served) -> "Ray":
@@ -190,6 +202,11 @@ def promote(ray: Ray, version: str, at_ms: int, starts: dict[int, int]) -> Ray:
     changed = ray.with_(msgspec.structs.replace(served, share=1.0, retires_ms=0))
     promotions = (*ray.promotions, Promotion(version, at_ms, starts))[-PROMOTIONS_MAX:]
     return msgspec.structs.replace(changed, promotions=promotions)
+
+
+def mirror(ray: Ray, *, on: bool) -> Ray:
+    """Let the embeddings of the bare name go to a topic of their own too, or no longer."""
+    return msgspec.structs.replace(ray, mirrored=on)
 
 
 def note_ends(ray: Ray, at_ms: int, ends: dict[int, int]) -> Ray:

@@ -43,7 +43,7 @@ def test_exactly_once_is_the_default(settings: Settings) -> None:
 def test_what_is_settled_is_there(settings: Settings, topic: str, producer: FlushedProducer) -> None:
     """Readers of committed records see it before anything is committed: no transaction holds it back."""
     producer.begin()
-    producer.produce_keyed(topic, [(b"key", bytes([number])) for number in range(100)])
+    producer.produce_keyed([(b"key", bytes([number])) for number in range(100)], topic)
     producer.settle()
     found = read(settings, topic, 0) + read(settings, topic, 1)
     assert sorted(value for _, value in found) == [bytes([number]) for number in range(100)]

@@ -19,8 +19,8 @@ from manyray.ray_orders import (
     change_share,
     deprecate_version,
     find_ray,
+    mirror_ray,
     promote_version,
-    readers_of,
     retire_version,
 )
 from schemas.content import hasher, is_in_share
@@ -28,6 +28,7 @@ from schemas.errors import Fatal
 from schemas.public_pb2 import Embedding
 from streams import clock, failpoints
 from streams.control import change_ray, create_ray
+from streams.readers import find_readers
 from streams.settings import Settings
 from streams.topics import Topics, create_topics, list_partitions
 from streams.up import Pipeline
@@ -226,6 +227,7 @@ def test_everyone_moves_to_another_version(
     v1, v2 = f"{ray}@{one}", f"{ray}@{two}"
     publish(settings, range(OLD, OLD + CONTENTS))
     wait_until(lambda: len(embeddings(settings, one)) == CONTENTS, "v1 serves")
+    mirror_ray(settings, ray, on=True)
     subscriber, load = Subscriber(settings, f"group-{ray}", LAST), Load(settings)
     try:
         add_version(other, ray, 0.3)
@@ -244,13 +246,7 @@ def test_everyone_moves_to_another_version(
         count = load.end()
     everything = OLD_IDS | {f"p{number}" for number in range(count)}
     wait_until(lambda: ids(settings, one) == ids(settings, two) == everything, "all is out in both")
-    found = {version: embeddings(settings, version) for version in (one, two)}
-    assert [max(sources(each).values()) for each in found.values()] == [1, 1]
-    assert not any(each.job for each in found[one])
-    live = Counter(each.post_id for version in found for each in found[version] if each.promoted)
-    assert live == Counter(everything)
-    assert {each.retires_ms for each in found[one]} == {0, 32503593600000}
-    assert {each.retires_ms for each in found[two]} == {0}
+    check_outputs(settings, one, two, everything)
 
     # Who begins late reads the same, version after version, though the topic of v1 goes on behind each of its parts.
     send(settings, [post("late", "a late one")])
@@ -263,7 +259,7 @@ def test_everyone_moves_to_another_version(
         next(named)
         with pytest.raises(Fatal, match=rf"{v1} is read by named-{ray} \(1 member, .* let them read {ray} or {v2}"):
             retire_version(settings, v1, force=False)
-    assert {reader.group for reader in readers_of(settings, find_ray(settings, ray).find(one))} == {
+    assert {reader.group for reader in find_readers(settings, Topics.of(settings, one).embeddings)} == {
         f"named-{ray}",
         f"group-{ray}",
         f"late-{ray}",
@@ -277,6 +273,22 @@ def test_everyone_moves_to_another_version(
     assert subscriber.ids == Counter([*everything, "late", LAST])
     tables = settings.data_dir / "tables"
     wait_until(lambda: [each.name for each in tables.iterdir()] == [f"{ray}-{two}"], "its tables are gone")
+
+
+def check_outputs(settings: Settings, one: str, two: str, everything: set[str]) -> None:
+    """Each version has each source once, the bare name each post once, and its mirror those that came since."""
+    found = {version: embeddings(settings, version) for version in (one, two)}
+    assert [max(sources(each).values()) for each in found.values()] == [1, 1]
+    assert not any(each.job for each in found[one])
+    live = Counter(each.post_id for version in found for each in found[version] if each.promoted)
+    assert live == Counter(everything)
+    mirrored = [
+        Embedding.FromString(one.value() or b"") for one in read_records(settings, f"embeddings.{settings.ray}")
+    ]
+    assert Counter(each.post_id for each in mirrored) == Counter(everything - OLD_IDS)
+    assert all(each.promoted for each in mirrored)
+    assert {each.retires_ms for each in found[one]} == {0, 32503593600000}
+    assert {each.retires_ms for each in found[two]} == {0}
 
 
 def backfill_and_promote(settings: Settings, pipeline: Pipeline, version: str, folder: Path) -> None:

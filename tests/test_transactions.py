@@ -125,7 +125,7 @@ def test_a_fenced_producer_stays_fenced(settings, topic, transactional_id, step)
     steps = {
         "begin": first.begin,
         "produce": lambda: first.produce(topic, b"more"),
-        "produce_keyed": lambda: first.produce_keyed(topic, [(b"k", b"more")]),
+        "produce_keyed": lambda: first.produce_keyed([(b"k", b"more")], topic),
         "commit": first.commit,
     }
     with pytest.raises(Fatal, match=f"taken over {transactional_id}"):
@@ -160,7 +160,7 @@ def test_a_full_queue_is_waited_for(settings, topic, transactional_id):
     producer = opened(small, transactional_id)
     records = [(b"same", b"v%d" % number) for number in range(500)]
     producer.begin()
-    producer.produce_keyed(topic, iter(records))
+    producer.produce_keyed(iter(records), topic)
     for key, value in records:
         producer.produce(topic, value, key=key)
     producer.commit()
@@ -172,7 +172,7 @@ def test_keys_go_where_javas_clients_put_them(settings, topic, transactional_id)
     """murmur2, as in Kafka's own producer, so that a key stands in the same partition whoever wrote it."""
     producer = opened(settings, transactional_id)
     producer.begin()
-    producer.produce_keyed(topic, [(b"%d" % number, b"") for number in range(8)])
+    producer.produce_keyed([(b"%d" % number, b"") for number in range(8)], topic)
     producer.commit()
     found = {key: number for number in (0, 1) for key, _ in read(settings, topic, number)}
     assert [found[b"%d" % number] for number in range(8)] == [(_murmur2(b"%d" % n) & 0x7FFFFFFF) % 2 for n in range(8)]
