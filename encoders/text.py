@@ -4,9 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import torch
@@ -17,14 +16,15 @@ from encoders.batching import padded_tokens, plan_batches
 from encoders.cost import model_cost
 from encoders.dense import DenseLayer, load_dense
 from encoders.device import lacks_bfloat16, resolve_device
+from encoders.device_queue import queue_of
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import check_dims, read_model_folder
 from encoders.outline import read_outline
 from encoders.packing import Packed, pack
 from encoders.peak import quick_peak
 from encoders.pooling import pool
+from encoders.tokenising import tokeniser_of
 from encoders.transformer import load_transformer
-from encoders.urgency import UrgentFirst
 from encoders.version import VersionSpec
 from schemas.errors import Fatal
 
@@ -76,8 +76,7 @@ class TextEncoder:
             _log.warning("dtype=bfloat16 is slower than float32 on this processor, which has no instructions for it")
         self.workers = torch.get_num_threads() if is_cpu else 1
         # A GPU's threads compute little, and what they are late with it waits for.
-        self._threads = UrgentFirst(self.workers if is_cpu else _GPU_BATCHES, "compute", is_nice=is_cpu)
-        self._launching = Lock()
+        self.queue = queue_of(str(self.device), self.workers if is_cpu else _GPU_BATCHES, is_nice=is_cpu)
         self._outline = read_outline(found, spec.max_tokens, spec.truncation_side)
         self._backend: Backend = (
             load_transformer(found.weights, self._outline, dtype, self.device)
@@ -90,6 +89,7 @@ class TextEncoder:
         self._poolings = found.poolings if spec.pooling is None else (spec.pooling,)
         self._normalises = found.normalise if spec.normalise is None else spec.normalise
         self._prompt = found.prompt if spec.prompt is None else spec.prompt
+        self.tokeniser = tokeniser_of(self, self._outline.tokenizer, self._prompt, self._outline.pad_id)
         self._skipped = 0 if found.pools_prompt else self._prompt_tokens()
         self._denses: list[DenseLayer] = []
         width = self._outline.width * len(self._poolings)
@@ -112,16 +112,11 @@ class TextEncoder:
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         """Put the prompt before each text, and cut both to `max_tokens` tokens, the special ones among them.
 
-        Uses all cores, without the GIL.
+        Uses all cores, without the GIL; what an encoder with the same tokenizer had lately is not tokenised again.
         A text of no tokens at all (some models add none to an empty text) becomes one padding token, which is
         read.
         """
-        nothing = [self._outline.pad_id]
-        if self._prompt:
-            texts = [self._prompt + text for text in texts]
-        ids = [encoding.ids or nothing for encoding in self._outline.tokenizer.encode_batch_fast(texts)]
-        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-        return Tokens(lengths, np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())))
+        return self.tokeniser(texts)
 
     def encode(
         self, tokens: Tokens, batch_tokens: int, on_batch: Callable[[], object] = lambda: None, is_urgent: bool = True
@@ -161,7 +156,8 @@ class TextEncoder:
         self, batches: list[Packed], on_batch: Callable[[], object], is_urgent: bool
     ) -> list[torch.Tensor]:
         futures = [
-            self._threads.submit(partial(self._compute_on_thread, batch, len(batches)), is_urgent) for batch in batches
+            self.queue.threads.submit(partial(self._compute_on_thread, batch, len(batches)), is_urgent)
+            for batch in batches
         ]
         for future in as_completed(futures):
             if future.exception() is None:
@@ -171,11 +167,11 @@ class TextEncoder:
     def _compute_on_thread(self, batch: Packed, batches: int) -> torch.Tensor:
         """A batch a core, or several cores a batch where there are more cores than batches, of any window."""
         if self.device.type == "cpu":
-            threads = max(1, self.workers // max(batches, self._threads.unfinished))
+            threads = max(1, self.workers // max(batches, self.queue.threads.unfinished))
             if torch.get_num_threads() != threads:  # of this thread
                 torch.set_num_threads(threads)
             return self._compute(batch)
-        with self._launching:  # of one batch after another, whose activations then take the same memory
+        with self.queue.launching:
             vectors = self._compute(batch)
             found = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
             found.copy_(vectors, non_blocking=True)

@@ -30,11 +30,12 @@ def add(
     ray: Annotated[str, _RAY],
     *,
     share: Annotated[float, _SHARE] = 0.0,
+    untried: Annotated[bool, typer.Option("--untried", help="do not load the model here first")] = False,
 ) -> None:
     """Serve one more version, that of --model, beside those there are; running roles begin with it."""
     from manyray.ray_orders import add_version
 
-    typer.echo(add_version(settings, ray, share))
+    typer.echo(add_version(settings, ray, share, untried=untried))
 
 
 @rays_app.command("list")

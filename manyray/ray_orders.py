@@ -10,6 +10,7 @@ from functools import partial
 
 from confluent_kafka import KafkaException
 
+from encoders.load import load_encoder
 from manyray.epochs import epochs_of
 from manyray.replaying import Wanted, begin_replay, run_replay
 from manyray.serving import LOOK_S, await_out, check_served, members_of
@@ -20,7 +21,7 @@ from streams.jobs import Jobs
 from streams.readers import Reader, find_readers
 from streams.settings import Settings
 from streams.topics import Topics, create_topics, list_partitions, plan_topics
-from streams.version import spec_of
+from streams.version import model_of, spec_of
 from streams.versions import Ray, Served, add, deprecate, mirror, note_ends, promote, retire, shadow
 
 LEAVE_S = 90.0
@@ -52,8 +53,11 @@ def find_version(settings: Settings, name: str) -> tuple[Ray, Served]:
     return found, found.find(version)
 
 
-def add_version(settings: Settings, name: str, share: float) -> str:
+def add_version(settings: Settings, name: str, share: float, *, untried: bool = False) -> str:
     """Let the roles serve the version of the settings too, beside the others of its ray.
+
+    Its model is loaded here first, unless it is to be `untried`: what cannot be served is better known before it is
+    waited for.
 
     Raises:
         Fatal: there is one already, there are too many, or its model is not to be had.
@@ -61,6 +65,8 @@ def add_version(settings: Settings, name: str, share: float) -> str:
     spec = spec_of(settings)
     served = Served.of(settings, spec, clock.now_ms(), share)
     add(find_ray(settings, name), served)  # a refusal comes before there are topics
+    if not untried:
+        load_encoder(model_of(settings), device=settings.device)
     create_topics(settings, served.version)
     change_ray(settings, lambda ray: add(ray, served))
     return (

@@ -173,14 +173,17 @@ def test_a_version_that_cannot_be_served_harms_no_other(settings: Settings, pipe
     assert pipeline.pids == pids
 
 
-def test_every_refusal_names_the_remedy(settings: Settings, topics: Topics, other: Settings) -> None:
+def test_every_refusal_names_the_remedy(settings: Settings, topics: Topics, other: Settings, tmp_path: Path) -> None:
     """A version that there is none of, that is there already, that nobody serves, or no version at all."""
     ray, one, two = settings.ray, topics.version, version_of(other)
+    (spec := tmp_path / "unfit.toml").write_text(f'model = "minilm"\ngolden = {["00" * 32] * 6}\n'.replace("'", '"'))
+    unfit = settings.model_copy(update={"model": str(spec)})
     v1, v2, third = f"{ray}@{one}", f"{ray}@{two}", settings.model_copy(update={"model": "hash:32"})
     add_version(other, ray, 0.0)
     for call, said in (
         (lambda: add_version(other, ray, 0.0), f"version {two} is served already: change its share"),
         (lambda: add_version(other, "another", 0.0), f"the settings serve ray {ray}, and not another: set ray"),
+        (lambda: add_version(unfit, ray, 0.0), "the model does not give the vectors of golden"),
         (lambda: change_share(settings, ray, 0.5), f"{ray} names no version: choose {v1} or {v2}"),
         (lambda: change_share(settings, f"{ray}@none", 0.5), f"there are {one}, {two}; add one by"),
         (lambda: promote(settings, v2), f"no dedup serves {v2} now: start the roles, or see in the log"),
