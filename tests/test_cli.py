@@ -110,7 +110,19 @@ def test_a_secret_is_never_shown(tmp_path: Path):
         assert "hunter2" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("command", [["ingest"], ["dedup"], ["encode"], ["topics", "list"], ["tail", "textray"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ingest"],
+        ["dedup"],
+        ["encode"],
+        ["topics", "list"],
+        ["tail", "textray"],
+        ["rays", "list"],
+        ["forget", "textray", "-"],
+        ["delete", "a"],
+    ],
+)
 def test_without_a_broker_the_remedy_is_named(command: list[str], tmp_path: Path):
     """Where no embedded broker runs, the line names both ways to have one."""
     done = manyray(*command, "--model", "hash", cwd=tmp_path)
