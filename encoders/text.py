@@ -16,7 +16,7 @@ from encoders.batching import padded_tokens, plan_batches
 from encoders.cost import model_cost
 from encoders.dense import DenseLayer, load_dense
 from encoders.device import lacks_bfloat16, resolve_device
-from encoders.device_queue import queue_of
+from encoders.device_queue import cores, queue_of
 from encoders.encoder import EncodedBatch, Tokens
 from encoders.model_folder import check_dims, read_model_folder
 from encoders.outline import read_outline
@@ -33,8 +33,6 @@ _log = logging.getLogger("manyray.encode")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _WINDOW_BATCHES_PADDED = 16
 """Of tweets in batches of 512 tokens 4 % is padding then; of half as many 7 %, of a quarter 12 %."""
-_GPU_BATCHES = 2
-"""One is computed, and the next waits in the GPU's queue."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -74,9 +72,8 @@ class TextEncoder:
         self.dtype = dtype = _DTYPES[auto if spec.dtype == "auto" else spec.dtype]
         if dtype == torch.bfloat16 and is_cpu and lacks_bfloat16():
             _log.warning("dtype=bfloat16 is slower than float32 on this processor, which has no instructions for it")
-        self.workers = torch.get_num_threads() if is_cpu else 1
-        # A GPU's threads compute little, and what they are late with it waits for.
-        self.queue = queue_of(str(self.device), self.workers if is_cpu else _GPU_BATCHES, is_nice=is_cpu)
+        self.workers = cores() if is_cpu else 1
+        self.queue = queue_of(self.device)
         self._outline = read_outline(found, spec.max_tokens, spec.truncation_side)
         self._backend: Backend = (
             load_transformer(found.weights, self._outline, dtype, self.device)

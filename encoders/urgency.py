@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PATIENCE_S = 10.0
-"""So often a patient call is made as an urgent one where these leave it no room: what stands still looks stalled."""
+"""So often, unless told otherwise, a patient call is made as an urgent one where these leave it no room: what stands
+still looks stalled.
+"""
 _NICENESS = 10
 """Of patient threads: beside an urgent one such a thread has a tenth of a core, and alone all of it."""
 
@@ -28,8 +30,16 @@ class UrgentFirst:
     `submit`, which any thread may call. What waits is bounded by what callers submit.
     """
 
-    def __init__(self, threads: int, name: str, *, is_nice: bool, clock: Callable[[], float] = monotonic) -> None:
-        self._count, self._clock = threads, clock
+    def __init__(
+        self,
+        threads: int,
+        name: str,
+        *,
+        is_nice: bool,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._count, self._patience_s, self._clock = threads, patience_s, clock
         step_back = _step_back if is_nice and sys.platform == "linux" else None
         # Threads of their own, as one that has stepped back may not step forward again.
         self._threads = {
@@ -74,7 +84,7 @@ class UrgentFirst:
     def _is_overdue(self) -> bool:
         if not self._patient or self._running[False]:
             return False
-        return self._clock() - max(self._patient[0].since_s, self._patient_s) >= PATIENCE_S
+        return self._clock() - max(self._patient[0].since_s, self._patient_s) >= self._patience_s
 
     def _make(self, waiting: "_Waiting", on_urgent: bool) -> None:
         is_wanted = waiting.future.set_running_or_notify_cancel()

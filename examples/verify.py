@@ -103,6 +103,8 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
     computed_once: set[bytes] = set()
     computed = strange = 0
     for message in records(servers, embeddings):
+        if message.value() is None:  # a tombstone
+            continue
         embedding = Embedding.FromString(message.value() or b"")
         if embedding.job != job:
             continue
@@ -127,6 +129,8 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
             strange += sent.get(place) != message.value()
             turned_down.add(place)
             counts[place] += 1
+    for place in [place for place, value in sent.items() if value is None and place not in turned_down]:
+        del sent[place]  # it deletes a post, and is none
     return {
         "posts": len(sent),
         "embedded": len(embedded),

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manyray.ray_orders import find_ray, ray_at
 from manyray.reading import Format, open_posts
@@ -40,8 +40,8 @@ class Forgotten:
     copied: int
     records: int
     """Searched for the proof."""
-    since: int
-    """Vectors that were computed again meanwhile, as posts with the contents came."""
+    again: int
+    """Contents that were computed again meanwhile, as posts with them came."""
 
 
 def hashes_of(settings: Settings, posts: Iterable[Post]) -> set[bytes]:
@@ -101,6 +101,8 @@ def forget(
         with closing(StageProducer.create(exactly_once, name, Metrics.create(), stop)) as producer:
             with_retries(producer.open, stop)
             _send(settings, hashes, producer)
+            if find_ray(settings, settings.ray).names != ray.names:
+                raise Fatal(f"versions of {settings.ray} came or went at this moment: do it again")
             for topics in served:
                 tell(f"{ray_at(settings, topics.version)}: waiting until what is under way has come out")
                 if not await_out(settings, topics, stop):
@@ -108,10 +110,12 @@ def forget(
                 done.append(_remove(settings, topics, hashes, producer, tell))
     except Fenced:
         raise Fatal(f"another forget of {settings.ray} has begun: this one ends; do it again after that") from None
-    for topics in served:
+    for number, topics in enumerate(served):
         tell(f"{ray_at(settings, topics.version)}: asking the tables")
-        if not _is_held_nowhere(settings, topics, hashes, stop):
+        again = _await_forgotten(settings, topics, hashes, stop)
+        if again is None:
             return None
+        done[number] = replace(done[number], again=again)
     return done
 
 
@@ -140,10 +144,8 @@ def _remove(
     tell: Callable[[str], object],
 ) -> Forgotten:
     """Rewrite what must be of a version's `vectors`, and search it again."""
-    removed = copied = records = since = 0
-    fingerprints_of = fingerprints_in(topics.version)
-    for partition, its in _by_partition(settings, hashes).items():
-        fingerprints = set(split_fingerprints(fingerprints_of(b"".join(its))))
+    removed = copied = records = 0
+    for partition, fingerprints in _fingerprints(settings, topics, hashes).items():
         where = f"{topics.vectors}/{partition}"
         tell(f"{where}: searching")
         found = scan(settings, topics, partition, fingerprints)
@@ -163,22 +165,37 @@ def _remove(
             found = scan(settings, topics, partition, fingerprints)
         if found.held:
             raise Fatal(f"{where} still holds {found.held} of the vectors: do it again")
-        records, since = records + found.records, since + found.since
-    return Forgotten(topics.version, removed, copied, records, since)
+        records += found.records
+    return Forgotten(topics.version, removed, copied, records, 0)
 
 
-def _is_held_nowhere(settings: Settings, topics: Topics, hashes: Collection[bytes], stop: threading.Event) -> bool:
-    """Wait until the tables hold none of the contents; say whether they do not, or it was told to stop."""
+def _await_forgotten(
+    settings: Settings, topics: Topics, hashes: Collection[bytes], stop: threading.Event
+) -> int | None:
+    """Wait until the tables hold none of the contents, but for those that were computed again since; say how many these
+    are, or None where it was told to stop.
+    """
     deadline_s = clock.monotonic_s() + PROVE_S
-    while (hits := count_hits(settings, topics, hashes)) != 0:
-        name = ray_at(settings, topics.version)
-        if hits is None:
-            raise Fatal(f"the tables of {name} were not proved to be rid of it, as no dedup answered: do it again")
+    name, left = ray_at(settings, topics.version), set(hashes)
+    while left and (hits := count_hits(settings, topics, left)) != 0:
         if clock.monotonic_s() > deadline_s:
-            raise Fatal(f"the tables of {name} hold {hits} of {len(hashes)} contents: posts with them come still")
+            held = "no dedup answered" if hits is None else f"they hold {hits} of {len(left)} contents"
+            raise Fatal(f"the tables of {name} were not proved to be rid of it in {PROVE_S:.0f} s: {held}; do it again")
+        for partition, fingerprints in _fingerprints(settings, topics, left).items():
+            again = scan(settings, topics, partition, fingerprints).again
+            left -= set(split_fingerprints(fingerprints_in(topics.version)(b"".join(again))))
         if stop.wait(LOOK_S):
-            return False
-    return True
+            return None
+    return len(hashes) - len(left)
+
+
+def _fingerprints(settings: Settings, topics: Topics, hashes: Collection[bytes]) -> dict[int, set[bytes]]:
+    """Those of contents in a version, by partition."""
+    fingerprints_of = fingerprints_in(topics.version)
+    return {
+        partition: set(split_fingerprints(fingerprints_of(b"".join(its))))
+        for partition, its in _by_partition(settings, hashes).items()
+    }
 
 
 def _by_partition(settings: Settings, hashes: Collection[bytes]) -> dict[int, list[bytes]]:
@@ -225,8 +242,8 @@ def forget_contents(
 
 
 def _line(name: str, done: Forgotten, contents: int) -> str:
-    since = f"; {done.since:,} were computed again since, as posts with them came" if done.since else ""
+    again = f", but for {done.again:,} that were computed again since, as posts with them came" if done.again else ""
     return (
         f"{name}: {contents:,} contents forgotten; {done.removed:,} vectors removed, {done.copied:,} written anew "
-        f"for that; proved: the tables hold none, and none is in the {done.records:,} records of vectors{since}"
+        f"for that; proved: the tables hold none, and none is in the {done.records:,} records of vectors{again}"
     )

@@ -11,6 +11,7 @@ from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk, Deletion, Source, Standing
 
 _CONTENT_BYTES = 24  # a fingerprint, and tag and length of the text
+_DELETION_BYTES = 24  # its numbers, and tags and lengths
 _POST_BYTES = 40  # the number columns, and tag and length of the id
 
 Place = tuple[str, int]
@@ -67,6 +68,7 @@ class ChunkBuilder:
     def add_deletion(self, post_id: str, source: Place, offset: int) -> None:
         """Add that a post was deleted; a chunk holds either posts or these."""
         self.deletions.append(Deletion(id=post_id, source=self._source(source), offset=offset))
+        self.size_bytes += len(post_id.encode()) + _DELETION_BYTES
 
     def build(
         self, version: str, sources: Iterable[Source] | None = None, *, standings: Sequence[Standing] = ()

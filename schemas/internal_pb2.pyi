@@ -85,20 +85,22 @@ class Chunk(_message.Message):
     def __init__(self, version: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., fingerprints: _Optional[bytes] = ..., texts: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., contents: _Optional[_Iterable[int]] = ..., post_sources: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., posted_ms: _Optional[_Iterable[int]] = ..., backfill: _Optional[bool] = ..., probe: _Optional[bool] = ..., share: _Optional[float] = ..., standings: _Optional[_Iterable[_Union[Standing, _Mapping]]] = ..., deletions: _Optional[_Iterable[_Union[Deletion, _Mapping]]] = ..., forgotten: _Optional[bytes] = ...) -> None: ...
 
 class Vectors(_message.Message):
-    __slots__ = ("version", "dims", "fingerprints", "vectors", "bits", "forgotten")
+    __slots__ = ("version", "dims", "fingerprints", "vectors", "bits", "forgotten", "copied")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
     FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
     version: str
     dims: int
     fingerprints: bytes
     vectors: bytes
     bits: int
     forgotten: bytes
-    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., bits: _Optional[int] = ..., forgotten: _Optional[bytes] = ...) -> None: ...
+    copied: bool
+    def __init__(self, version: _Optional[str] = ..., dims: _Optional[int] = ..., fingerprints: _Optional[bytes] = ..., vectors: _Optional[bytes] = ..., bits: _Optional[int] = ..., forgotten: _Optional[bytes] = ..., copied: _Optional[bool] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("lookups_offset", "sources", "standing")

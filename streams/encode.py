@@ -296,6 +296,9 @@ class Encode:
         for partition, value in learned + pack_forgotten(chunks, self._topics, partitions):
             self.producer.produce(self._topics.vectors, value, partition=partition)
         reach("encode.sent")
+        forgotten = {each for chunk in chunks for each in split_fingerprints(chunk.forgotten)}
+        for fingerprint in forgotten:  # first: whether it is committed may stay unknown
+            self._recent.drop(fingerprint)
         self.producer.commit(
             [
                 TopicPartition(*place, offset, metadata=str(left[place] or ""))
@@ -304,10 +307,8 @@ class Encode:
             lane.member.consumer,
         )
         for fingerprint, vector in done.vectors.items():
-            self._recent.put(fingerprint, vector)
-        for chunk in chunks:
-            for fingerprint in split_fingerprints(chunk.forgotten):
-                self._recent.drop(fingerprint)
+            if fingerprint not in forgotten:
+                self._recent.put(fingerprint, vector)
         lane.suspicions.committed(left)
         lane.member.processed(done.window.next_offsets)
         self._observe(done, batch, rejected)
@@ -340,11 +341,13 @@ class Encode:
         except Retry as error:
             _log.warning("given up in a rebalance, to be read again: %s", error)
             self._drop()
+        self._recent.clear()  # what is to be forgotten is told to the next owner alone
         lane.suspicions.clear()
 
     def _drop(self) -> None:
         for lane in self.lanes:
             lane.drop()
+        self._recent.clear()
         self._trial = None
         self._unsure = True
 

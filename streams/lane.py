@@ -335,6 +335,8 @@ class Lane:
         def learn() -> None:
             if record.offset >= table.offset:  # else a refill went further
                 learned = Learned.of(record.value, self._topics.version)
+                if learned.copied:  # again it would put newer ones out
+                    learned.vectors.clear()
                 reach("dedup.learning")
                 learned.put_into(table, record.offset + 1)
                 self._metrics.table_learned.inc(len(learned.vectors))

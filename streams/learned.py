@@ -19,6 +19,8 @@ class Learned:
 
     vectors: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     forgotten: set[bytes] = field(default_factory=set[bytes])
+    copied: bool = False
+    """Whether who follows the records had these vectors before."""
 
     @classmethod
     def of(cls, record: bytes | None, version: str) -> Self:
@@ -39,7 +41,7 @@ class Learned:
             _log.warning("a record of %d bytes in the vectors topic holds no vectors: left out", len(record or b""))
             return cls()
         vectors = {each: blob[index * size : (index + 1) * size] for index, each in enumerate(fingerprints)}
-        return cls(vectors, forgotten)
+        return cls(vectors, forgotten, message.copied)
 
     def take(self, later: "Learned") -> None:
         """Take what a later record holds too."""

@@ -54,7 +54,7 @@ class Packer:
             self._deletions = self._begin()
         self._deletions.add_deletion(post_id, source, offset)
         self._deleted.add(post_id)
-        if len(self._deletions.deletions) >= self.chunk_posts_max:
+        if len(self._deletions.deletions) >= self.chunk_posts_max or self._deletions.size_bytes >= CHUNK_BYTES_MAX:
             self._close_all()
 
     def take(self) -> list[tuple[int, ChunkBuilder]]:

@@ -42,3 +42,8 @@ class RecentVectors:
         vector = self._vectors.pop(fingerprint, None)
         if vector is not None:
             self._bytes -= len(vector) + ENTRY_BYTES
+
+    def clear(self) -> None:
+        """Hold nothing any longer."""
+        self._vectors.clear()
+        self._bytes = 0

@@ -4,7 +4,7 @@ Of a partition all that lies up to the last record with a forgotten vector is co
 and then deleted. A table that is behind learns the same either way: the copy begins with what was to be forgotten.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -24,6 +24,8 @@ READ_S = 30.0
 """Without a record, where there are some."""
 DELETE_S = 30.0
 _AT_ONCE = 32
+_TOLD_AT_ONCE = 32_768
+"""Half a megabyte of fingerprints a record."""
 
 
 @dataclass(slots=True)
@@ -31,7 +33,7 @@ class Scan:
     """What a partition of `vectors` holds, from `low` on.
 
     held: how many vectors of those asked for lie before what tells to forget them. last: the offset of the last record
-    with one, -1 if there is none. since: how many came after that, as a post with the content did. told: where each
+    with one, -1 if there is none. again: those that came after that, as a post with the content did. told: where each
     content was last told to be forgotten, whoever asked for it.
     """
 
@@ -40,7 +42,7 @@ class Scan:
     records: int = 0
     held: int = 0
     last: int = -1
-    since: int = 0
+    again: set[bytes] = field(default_factory=set[bytes])
     told: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
 
@@ -52,7 +54,8 @@ def scan(settings: Settings, topics: Topics, partition: int, fingerprints: Set[b
         Fatal: it was not read in time.
     """
     found, at = Scan(), list[tuple[bytes, int]]()
-    with closing(clients.reader(settings)) as reader:
+    # The end behind what an open transaction hides: its own end is waited for.
+    with closing(clients.reader(settings, committed=False)) as reader:
         found.low, found.end = clients.watermarks(reader, topics.vectors, partition)
     for message in _read(settings, topics, partition, found.low, found.end):
         offset, learned = message.offset() or 0, Learned.of(message.value(), topics.version)
@@ -60,7 +63,8 @@ def scan(settings: Settings, topics: Topics, partition: int, fingerprints: Set[b
         found.told |= dict.fromkeys(learned.forgotten, offset)
         at += [(fingerprint, offset) for fingerprint in fingerprints & learned.vectors.keys()]
     held = [offset for fingerprint, offset in at if offset < found.told.get(fingerprint, -1)]
-    found.held, found.since, found.last = len(held), len(at) - len(held), max(held, default=-1)
+    found.held, found.last = len(held), max(held, default=-1)
+    found.again = {fingerprint for fingerprint, offset in at if offset > found.told.get(fingerprint, -1)}
     return found
 
 
@@ -82,37 +86,44 @@ def rewrite(
         Fatal: records may not be deleted.
     """
     cut, count, size_bytes = found.last + 1, 0, 0
-    producer.begin()
-    told = b"".join(fingerprint for fingerprint, offset in found.told.items() if offset < cut)
-    if told:
-        value = Vectors(version=topics.version, forgotten=told).SerializeToString()
-        producer.produce(topics.vectors, value, partition=partition)
+    told = [fingerprint for fingerprint, offset in found.told.items() if offset < cut]
+    values = [
+        Vectors(version=topics.version, forgotten=b"".join(told[at : at + _TOLD_AT_ONCE])).SerializeToString()
+        for at in range(0, len(told), _TOLD_AT_ONCE)
+    ]
     for message in _read(settings, topics, partition, found.low, cut):
         stays = _without(message, topics.version, found.told)
         if not stays.fingerprints:
             continue
-        value = stays.SerializeToString()
-        producer.produce(topics.vectors, value, partition=partition)
+        values.append(stays.SerializeToString())
         count += len(split_fingerprints(stays.fingerprints))
-        size_bytes += len(value)
+        size_bytes += len(values[-1])
         if size_bytes >= VECTOR_BYTES_MAX:
-            producer.commit()
-            producer.begin()
-            size_bytes = 0
+            _write(topics, partition, values, producer)
+            size_bytes, values = 0, []
             on_progress(((message.offset() or 0) - found.low) / (cut - found.low))
-    producer.commit()
+    _write(topics, partition, values, producer)
     reach("forget.rewritten")
     admin = clients.admin_client(settings)  # while it is there, its futures are
     for future in admin.delete_records([TopicPartition(topics.vectors, partition, cut)]).values():
         try:
             future.result(DELETE_S)
-        except KafkaException as error:
+        except (KafkaException, TimeoutError) as error:
+            why = error.args[0].str() if isinstance(error, KafkaException) else f"no answer in {DELETE_S:.0f} s"
             raise Fatal(
-                f"records of {topics.vectors}/{partition} before {cut} could not be deleted: {error.args[0].str()}; "
-                "grant Delete in the ACLs, and do it again"
+                f"records of {topics.vectors}/{partition} before {cut} could not be deleted: {why}; see that the ACLs "
+                "grant Delete, and do it again"
             ) from None
     on_progress(1.0)
     return count
+
+
+def _write(topics: Topics, partition: int, values: Sequence[bytes], producer: StageProducer) -> None:
+    """One transaction, which is open for no longer than that takes."""
+    producer.begin()
+    for value in values:
+        producer.produce(topics.vectors, value, partition=partition)
+    producer.commit()
 
 
 def _without(message: Message, version: str, told: dict[bytes, int]) -> Vectors:
@@ -124,6 +135,7 @@ def _without(message: Message, version: str, told: dict[bytes, int]) -> Vectors:
         version=version,
         dims=whole.dims,
         bits=whole.bits,
+        copied=True,
         fingerprints=b"".join(stay),
         vectors=b"".join(stay.values()),
     )
@@ -139,9 +151,9 @@ def _read(settings: Settings, topics: Topics, partition: int, start: int, end: i
             for message in reader.consume(_AT_ONCE, 1.0):
                 if message.error() is not None and (why := clients.why_unreadable(message)):
                     raise why
-                at, deadline_s = message.offset() or 0, clock.monotonic_s() + READ_S
+                at = message.offset() or 0
                 if message.error() is None and at < end:
-                    at += 1
+                    at, deadline_s = at + 1, clock.monotonic_s() + READ_S
                     yield message
             if clock.monotonic_s() > deadline_s:
                 raise Fatal(f"{place} was not read past {at} of {end} in {READ_S:.0f} s: do it again")

@@ -33,6 +33,8 @@ _WRITE_STALL = "Write stall"  # as RocksDB says that it has no room in memory un
 _STALL_PAUSE_S = 0.002
 _MEMTABLE_BYTES = 16 * 1024 * 1024
 _MEMTABLE_BYTES_MIN = 64 * 1024
+_PURGE_FILE = "PURGE"
+"""Beside the generations while files may hold what was forgotten."""
 _BLOB_CUTOFF, _BLOB_CUTOFF_DEFAULT = "blob_garbage_collection_age_cutoff", "0.25"
 _INDEX_CACHE_BYTES = 64 * 1024 * 1024
 
@@ -119,7 +121,7 @@ class RocksTable:
         self.offset = offset
 
     def forget_many(self, fingerprints: list[bytes]) -> None:
-        """See `Table`: no file holds these vectors either, once a thread of its own has rewritten those that did.
+        """See `Table`: no file holds these vectors either, once a thread of its own has rewritten them all.
 
         In what is older they are deleted for good first: a crash then leaves no offset that is ahead of that.
 
@@ -127,17 +129,17 @@ class RocksTable:
             Retry: the table was damaged, and has begun anew.
             Fatal: the disk is full, or fails.
         """
-        self._end_purge()
-        databases = [database for _, database in self._generations]
         try:
-            for database in databases:
-                self._write([(fingerprint, None) for fingerprint in fingerprints], database)
+            for _, database in self._generations:
+                held = [each for each, vector in zip(fingerprints, _get(database, fingerprints), strict=True) if vector]
+                if not held:
+                    continue
+                (self._folder / _PURGE_FILE).touch()
+                self._write([(fingerprint, None) for fingerprint in held], database)
                 database.flush()
         except Exception as error:
             raise self._begin_anew(error) from None
-        span = min(fingerprints), max(fingerprints) + b"\0"
-        self._purge = threading.Thread(target=_purge, args=(databases, *span), name="purge", daemon=True)
-        self._purge.start()
+        self._begin_purge()
 
     def entries(self) -> int:
         """See `Table`."""
@@ -169,6 +171,7 @@ class RocksTable:
         # A crash between a rotation and the first flush leaves a newest one without an offset.
         self.offset = _offset_of(self._newest) or _offset_of(self._generations[0][1])
         self._unchecked_bytes = self._half_bytes  # so that the first write looks at the size
+        self._begin_purge()
 
     def _open(self, number: int) -> Rdict:
         opened = Rdict(str(self._folder / str(number)), options=self._options, access_type=AccessType.read_write())
@@ -198,8 +201,18 @@ class RocksTable:
                     raise
             clock.sleep_s(_STALL_PAUSE_S)
 
+    def _begin_purge(self) -> None:
+        """Rewrite the files in which something forgotten may lie, if that is owed, after what is under way of it."""
+        if not (self._folder / _PURGE_FILE).exists():
+            return
+        databases = [database for _, database in self._generations]
+        self._purge = threading.Thread(
+            target=_purge, args=(self._folder / _PURGE_FILE, databases, self._purge), name="purge", daemon=True
+        )
+        self._purge.start()
+
     def _end_purge(self, *, is_last: bool = False) -> None:
-        """Wait for a purge, or cut it short where nothing is done here after it: the rest is left to compaction."""
+        """Wait for a purge, or cut it short where nothing is done here after it: it begins anew with the next owner."""
         if self._purge is not None:
             for _, database in self._generations if is_last else ():
                 database.cancel_all_background(wait=False)
@@ -268,17 +281,23 @@ def _options(cache: Cache, memtable_bytes: int) -> Options:
     return options
 
 
-def _purge(databases: Sequence[Rdict], first: bytes, last: bytes) -> None:
-    """Rewrite the files that hold keys of a range, and the blobs that they refer to, without what was deleted."""
+def _purge(owed: Path, databases: Sequence[Rdict], before: threading.Thread | None) -> None:
+    """Rewrite all files, without what was deleted: of some keys alone blobs would stay in files that others share."""
+    if before is not None:
+        before.join()
+        owed.touch()  # which that one may have removed
     options = CompactOptions()
     options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
-    for database in databases:
-        try:
+    try:
+        for database in databases:
             database.set_options({_BLOB_CUTOFF: "1.0"})  # of all blob files, and not of the oldest alone
-            database.compact_range(first, last, options)
-            database.set_options({_BLOB_CUTOFF: _BLOB_CUTOFF_DEFAULT})
-        except Exception as error:
-            _log.debug("files of what was forgotten are left to compaction: %s", error)
+            try:
+                database.compact_range(None, None, options)
+            finally:
+                database.set_options({_BLOB_CUTOFF: _BLOB_CUTOFF_DEFAULT})
+        owed.unlink(missing_ok=True)
+    except Exception as error:
+        _log.warning("files of %s may still hold what was forgotten, until it is opened again: %s", owed.parent, error)
 
 
 def _get(database: Rdict, fingerprints: list[bytes]) -> list[bytes | None]:

@@ -1,12 +1,15 @@
-"""Laws of encoders that share a process: texts are tokenised once if tokenizers agree, and a device has one queue."""
+"""Laws of encoders that share a process: texts are tokenised once if tokenizers agree, and a GPU has one queue."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from encoders import load_encoder
+from encoders.device_queue import queue_of
 from encoders.text import TextEncoder
 from encoders.tokenising import REMEMBERED_BYTES_MAX
 from tests.tiny_models import save_bert
@@ -73,6 +76,18 @@ def test_who_is_alone_remembers_nothing(folder: Path) -> None:
     assert encoder.tokeniser.count == count + 1
 
 
-def test_a_device_has_one_queue(folder: Path) -> None:
-    """So that the urgent batches of one encoder go before those of another that are not."""
-    assert load(folder).queue is load(folder, pooling="max").queue
+def test_encoders_share_the_queue_of_a_gpu() -> None:
+    """So that urgent batches of one go before those of another that are not; a CPU's cores are shared by threads."""
+    assert queue_of(torch.device("cuda:0")) is queue_of(torch.device("cuda:0"))
+    assert queue_of(torch.device("cuda:0")) is not queue_of(torch.device("cuda:1"))
+    assert queue_of(torch.device("cpu")) is not queue_of(torch.device("cpu"))
+
+
+def test_who_is_loaded_while_others_compute_has_all_cores(folder: Path) -> None:
+    """A thread that computes a batch on one core leaves torch with that for the threads begun after it."""
+    most = load(folder).workers
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.set_num_threads, 1).result()
+        found = pool.submit(lambda: load(folder, pooling="max").workers).result()
+        pool.submit(torch.set_num_threads, most).result()
+    assert found == most

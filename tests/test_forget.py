@@ -83,7 +83,7 @@ def test_nothing_holds_what_is_forgotten(settings: Settings, known: Settings, ha
     versions = [version_of(settings), version_of(known)]
     before = {version: vectors_of(settings, version).vectors for version in versions}
     done = forget(settings, hashes, threading.Event())
-    assert [(each.version, each.removed, each.since) for each in done or ()] == [(one, 2, 0) for one in versions]
+    assert [(each.version, each.removed, each.again) for each in done or ()] == [(one, 2, 0) for one in versions]
     for version in versions:
         topics = Topics.of(settings, version)
         fingerprints = {fingerprints_in(version)(each) for each in hashes}
@@ -160,6 +160,20 @@ def test_what_cannot_be_forgotten_is_refused(settings: Settings, topics: Topics,
         with pytest.raises(Fatal) as raised:
             forget_contents(settings, ray, file, fingerprints, threading.Event(), layout=None, text_field="text")
         assert said in str(raised.value)
+
+
+def test_posts_that_come_meanwhile_are_told(settings: Settings, known: Settings, hashes: set[bytes]) -> None:
+    """A content that is published while it is forgotten is computed again, and the rest is proved all the same."""
+
+    def publish(step: str) -> None:
+        if "anew" in step:
+            with Client(settings) as client:
+                client.publish([("again", SECRETS[0])])
+            wait_until(lambda: origin(settings, version_of(settings), "again") == COMPUTED, "it is computed again")
+
+    done = forget(settings, hashes, threading.Event(), publish)
+    assert done
+    assert done[0].again == 1
 
 
 def test_two_who_forget_at_one_moment_lose_nothing(settings: Settings, known: Settings, hashes: set[bytes]) -> None:

@@ -73,7 +73,7 @@ LATER_FORMATS: dict[str, list[dict[str, object]]] = {
         {"job": "posts-2026"},
         {"promoted": True, "retires_ms": 1_800_000_000_000},
     ],
-    "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}, {"forgotten": SECOND + FIRST}],
+    "vectors": [{"bits": 8, "vectors": EIGHTHS.tobytes()}, {"forgotten": SECOND + FIRST, "copied": True}],
     "chunk": [
         {"backfill": True},
         {"probe": True, "share": 0.25, "sources": [REPLAYED]},

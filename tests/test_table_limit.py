@@ -123,7 +123,10 @@ def test_no_file_holds_what_was_forgotten(tmp_path):
     assert set(alive(table, 2 * count - 1_024)) == held - gone
     table.close()
     assert not in_files(tmp_path / "table", gone)
+    (tmp_path / "crashed" / "PURGE").touch()
     crashed = RocksTable(tmp_path / "crashed", LIMIT)
+    wait_until(lambda: not (gone & in_files(tmp_path / "crashed", gone)), "who opens it goes on with that")
+    wait_until(lambda: not (tmp_path / "crashed" / "PURGE").exists(), "it is done")
     assert not gone & set(alive(crashed, 2 * count - 1_024))
     crashed.close()
 
