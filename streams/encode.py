@@ -161,7 +161,7 @@ class Encode:
             [topic],
             self._metrics,
             on_revoke=lambda: self._on_revoke(lane),
-            on_lost=self._drop,
+            on_lost=self._on_lost,
             name=f"version {self._topics.version}",
         )
         lane = MissLane(member, Suspicions(member, self.producer), is_urgent)
@@ -344,10 +344,13 @@ class Encode:
         self._recent.clear()  # what is to be forgotten is told to the next owner alone
         lane.suspicions.clear()
 
+    def _on_lost(self) -> None:
+        self._drop()
+        self._recent.clear()
+
     def _drop(self) -> None:
         for lane in self.lanes:
             lane.drop()
-        self._recent.clear()
         self._trial = None
         self._unsure = True
 

@@ -1,5 +1,7 @@
 """Laws of deletions: a post that is deleted has a tombstone behind its embedding, in every version."""
 
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -115,6 +117,25 @@ def test_every_version_tells_of_a_deletion(settings: Settings, pipeline: Pipelin
     )
     if embedding.source_partition == int(told["manyray-partition"]):
         assert embedding.source_offset < int(told["manyray-offset"])
+
+
+@pytest.mark.broker
+def test_a_kill_neither_loses_nor_doubles_a_deletion(settings: Settings, pipeline: Pipeline) -> None:
+    """Of each there are as many tombstones as partitions, behind the embedding, though every role is killed."""
+    version, ids = version_of(settings), [f"p{number}" for number in range(300)]
+    with Client(settings) as client:
+        for start in range(0, len(ids), 50):
+            client.publish([(post_id, f"text {post_id}") for post_id in ids[start : start + 50]])
+            client.delete(ids[start : start + 50])
+            role = ("dedup", "encode", "ingest")[start // 50 % 3]
+            pid = pipeline.pids[role]
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: pipeline.pids.get(role) not in (None, pid), f"{role} is started again")  # noqa: B023
+    wait_until(lambda: tombstones(settings, version).total() >= 4 * len(ids), "all are deleted")
+    assert tombstones(settings, version) == dict.fromkeys(ids, 4)
+    records = read_records(settings, Topics.of(settings, version).embeddings)
+    assert Counter((record.key() or b"").decode() for record in records if record.value()) == Counter(ids)
+    assert not any(record.value() for record in last_of(settings, version).values())
 
 
 def tombstones(settings: Settings, version: str) -> Counter[str]:
