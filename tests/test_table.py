@@ -109,6 +109,7 @@ def test_what_is_forgotten_is_gone_and_may_come_again(table):
     assert None not in table.get_many([key(number) for number in range(10)])
     table.get_many([key(7)])  # so that it is in RAM, where there is a tier
     table.forget_many([key(3), key(99), key(7)])
+    assert table.get_many([key(7)]) == [None]
     assert [number for number in range(10) if table.get_many([key(number)]) == [None]] == [3, 7]
     assert table.offset == 10
     table.put_many({key(3): vector(3)}, 11)
