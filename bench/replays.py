@@ -10,25 +10,26 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
-from bench.machine import Speed, cpu_s, describe
-from bench.pipeline import POLL_S, await_total, hit_path, publish, texts, total
+from bench.machine import Speed, cpu_s, describe, rss_mib
+from bench.pipeline import await_total, hit_path, publish, texts, total
 from manyray.replaying import Wanted, begin_replay
 from streams import clock
 from streams.settings import Settings, load_settings
 from streams.up import Pipeline
 
-OLD = "old"
+OLD, LONG = "old", "long"
+TELL_S = 20.0
 POSTS = "manyray_dedup_posts_total"
 
 
-def begin(settings: Settings, name: str) -> subprocess.Popen[bytes]:
-    """A process that replays all of the old posts."""
-    begin_replay(settings, Wanted(OLD, settings.ray, name=name))
+def begin(settings: Settings, name: str, topic: str = OLD) -> subprocess.Popen[bytes]:
+    """A process that replays all posts of a topic."""
+    begin_replay(settings, Wanted(topic, settings.ray, name=name))
     command = [sys.executable, "-m", "manyray", "jobs", "resume", name, "--log-level", "warning"]
     command += ["--bootstrap-servers", settings.bootstrap_servers or "", "--set", f"data_dir={settings.data_dir}"]
     return subprocess.Popen([*command, "--set", f"model={settings.model}"], stdout=subprocess.PIPE)
@@ -47,28 +48,27 @@ def replay_path(pipeline: Pipeline, count: int, name: str) -> Speed:
     return Speed(left / wall_s, used_s / left * 1e6)
 
 
-def memory_path(pipeline: Pipeline, count: int, times: int) -> None:
-    """Replay the old posts again and again, and print what the processes hold after each round, in MiB."""
-    pids = {role: pid for role, pid in pipeline.pids.items() if role.startswith("dedup")}
-    for number in range(1, times + 1):
-        before, most = total(pipeline, "dedup", POSTS), 0
-        began_s = clock.perf_s()
-        with begin(pipeline.settings, f"long-{number}") as replaying:
-            while replaying.poll() is None:
-                try:
-                    most = max(most, psutil.Process(replaying.pid).memory_info().rss)
-                except psutil.NoSuchProcess:
-                    break
-                clock.sleep_s(POLL_S)
+def memory_path(pipeline: Pipeline, posts: list[str], count: int) -> None:
+    """Replay so many posts as one job, and print now and then what each process holds."""
+    for number in range(0, count, len(posts)):
+        publish(pipeline.settings, posts[: count - number], f"{LONG}{number}", LONG)
+    before, began_s = total(pipeline, "dedup", POSTS), clock.perf_s()
+
+    def tell() -> float:
         done = total(pipeline, "dedup", POSTS) - before
-        held = ", ".join(f"{role} {psutil.Process(pid).memory_info().rss / 2**20:.0f}" for role, pid in pids.items())
-        print(
-            f"round {number}: {done:,.0f} posts in {clock.perf_s() - began_s:.0f} s; replay {most / 2**20:.0f} MiB at "
-            f"most, {held}",
-            flush=True,
-        )
-        if done != count:
-            raise SystemExit(f"{count:,} posts were to be looked up")
+        held = ", ".join(f"{name} {rss_mib(pid):.0f}" for name, pid in pids.items())
+        print(f"{clock.perf_s() - began_s:4.0f} s: {done:>10,.0f} posts; MiB: {held}", flush=True)
+        return done
+
+    with begin(pipeline.settings, LONG, LONG) as replaying:
+        pids = {"replay": replaying.pid, **pipeline.pids}
+        while replaying.poll() is None:
+            tell()
+            with suppress(subprocess.TimeoutExpired):
+                replaying.wait(TELL_S)
+    del pids["replay"]
+    if tell() != count or replaying.returncode:
+        raise SystemExit(f"{count:,} posts were to be looked up")
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="the speed and memory of replays")
     parser.add_argument("--posts", type=int, default=500_000, help="posts of a run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in turn")
-    parser.add_argument("--long", type=int, default=0, help="then rounds of replaying them, for the memory")
+    parser.add_argument("--long", type=int, default=0, help="then one job of so many posts, for the memory")
     arguments = parser.parse_args()
     print(describe())
     posts = texts(arguments.posts, arguments.posts // 10)
@@ -86,7 +86,7 @@ def main() -> None:
             pipeline.wait_ready(90)
             settings = pipeline.settings
             admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-            for future in admin.create_topics([NewTopic(OLD, 4, 1)]).values():
+            for future in admin.create_topics([NewTopic(name, 4, 1) for name in (OLD, LONG)]).values():
                 future.result()
             publish(settings, posts, OLD, OLD)
             publish(settings, posts, "warm")
@@ -100,11 +100,14 @@ def main() -> None:
                 print(f"live hits {repeat}:     {live[-1]}", flush=True)
                 replayed.append(replay_path(pipeline, len(posts), f"hits-{repeat}"))
                 print(f"replayed hits {repeat}: {replayed[-1]}", flush=True)
+            if arguments.long:
+                memory_path(pipeline, posts, arguments.long)
+            if not arguments.repeats:
+                return
             fastest = max(speed.per_s for speed in replayed) / max(speed.per_s for speed in live)
             cheapest = min(speed.cpu_us for speed in live) / min(speed.cpu_us for speed in replayed)
             told = f"{fastest:.2f} by the clock, {cheapest:.2f} per CPU second"
             print(f"replayed / live, best of {arguments.repeats}: {told}")
-            memory_path(pipeline, len(posts), arguments.long)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from manyray.ray_orders import find_ray, ray_at
 from manyray.reading import Format, open_posts
-from manyray.serving import LOOK_S, await_out, check_served
+from manyray.served import LOOK_S, await_out, check_served
 from schemas.content import FINGERPRINT_BYTES, fingerprints_in, hasher, normalise, partition_of, split_fingerprints
 from schemas.errors import Fatal
 from schemas.internal_pb2 import Chunk

@@ -174,15 +174,15 @@ class PromotedSubscription(Subscription):
         self._subscribe()
 
     def _go_back(self) -> None:
-        """To where the epoch begins, in partitions that were read past the end of an earlier one of its version."""
-        if self._epoch.topic not in {epoch.topic for epoch in self._epochs[self._open : self._at]}:
+        """To where the epoch begins, in partitions that were read past the end of an earlier one of its version, also
+        of a topic that was left and is not given back yet.
+        """
+        own = [TopicPartition(*place) for place in self._reached if place[0] == self._epoch.topic]
+        if not own:
             return
-        own = [place for place in self._reached if place[0] == self._epoch.topic]
-        self._reached.update({place: self._epoch.starts.get(place[1], 0) for place in own})
-        places = [TopicPartition(*place, self._reached[place]) for place in own]
         try:
-            self._consumer.incremental_unassign(places)
-            self._consumer.incremental_assign(places)
+            self._consumer.incremental_unassign(own)
+            self._assigned(self._consumer, own)
         except KafkaException as error:
             raise Retry(f"going back: {error.args[0].str()}") from None
 
@@ -202,14 +202,21 @@ class PromotedSubscription(Subscription):
         starts: list[TopicPartition] = []
         for one in committed:
             place = (one.topic, one.partition)
-            starts_of = next((epoch.starts for epoch in self._epochs[self._open :] if epoch.topic == one.topic), {})
-            at = max(one.offset, starts_of.get(one.partition, 0)) if one.offset >= 0 else one.offset
-            if one.offset < 0 and committed is not partitions:
-                self._uncommitted.add(place)
-                at = OFFSET_END if self._begins_at_end else starts_of.get(one.partition, 0)
+            at = one.offset
+            if committed is not partitions:
+                at = OFFSET_END if at < 0 and self._begins_at_end else self._start_of(place, max(at, 0))
+                if one.offset < 0:
+                    self._uncommitted.add(place)
             self._reached[place] = max(at, 0)
             starts.append(TopicPartition(*place, at))
         consumer.incremental_assign(starts)
+
+    def _start_of(self, place: Place, offset: int) -> int:
+        """Where a partition is read on that is read up to an offset: in the first stretch that is open there."""
+        for epoch in self._epochs[self._open :]:
+            if epoch.topic == place[0] and epoch.holds(place[1], offset):
+                return max(offset, epoch.starts.get(place[1], 0))
+        return offset
 
     def _revoked(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         for one in partitions:

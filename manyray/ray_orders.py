@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException
 from encoders.load import load_encoder
 from manyray.epochs import epochs_of
 from manyray.replaying import Wanted, begin_replay, run_replay
-from manyray.serving import LOOK_S, await_out, check_served, members_of
+from manyray.served import LOOK_S, await_out, check_served, members_of
 from schemas.errors import Fatal
 from streams import clients, clock
 from streams.control import change_ray, check_ray, topics_of
