@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -33,9 +34,11 @@ from streams import clients, clock
 from streams.settings import Settings, load_settings
 from streams.up import Pipeline
 
-MISSES, HITS = "misses", "hits"
+ALONE, MISSES, HITS = "alone", "misses", "hits"
 WARM_S = 2.0
-_POSTS_A_S, _HITS_A_S = 400, 40_000
+REST_S = 3.0
+"""Nothing comes for so long between two runs."""
+_POSTS_A_S, _HITS_A_S = 1_000, 60_000
 """More than come out here: a replay is to outlast the live posts."""
 
 
@@ -49,6 +52,12 @@ class Arrivals:
     def add(self, run: str, posted_ms: int, arrived_ms: int) -> None:
         """Note one; for the subscriber's thread, which holds `changed`."""
         self.times_ms.setdefault(run, []).append((posted_ms, arrived_ms))
+
+    def await_rest(self) -> None:
+        """Wait until nothing comes any more, of a replay that was cancelled before."""
+        with self.changed:
+            while self.changed.wait(REST_S):
+                pass
 
     def count(self, run: str) -> int:
         """How many came of a run."""
@@ -74,6 +83,8 @@ def subscribed(settings: Settings) -> Generator[Arrivals]:
             reader.assign([TopicPartition(topic, at, OFFSET_BEGINNING) for at in range(settings.partitions)])
             while not stop.is_set():
                 messages = [message for message in reader.consume(1_000, 0.01) if message.error() is None]
+                if not messages:
+                    continue
                 arrived_ms = clock.now_ms()
                 with arrivals.changed:
                     for message in messages:
@@ -121,27 +132,36 @@ class Live:
         return count
 
 
-def quantiles_ms(times_ms: list[tuple[int, int]]) -> tuple[float, float]:
-    """Median and 99th percentile."""
-    p50, p99 = np.percentile([arrived - posted for posted, arrived in times_ms], [50, 99])
-    return float(p50), float(p99)
+def quantiles(took_ms: list[int]) -> str:
+    """Median and 99th percentile, in words."""
+    p50, p99 = np.percentile(took_ms, [50, 99])
+    return f"p50 {p50:5.0f} ms, p99 {p99:5.0f} ms"
 
 
-def run_alone(live: Live, arrivals: Arrivals, number: int, seconds: float) -> float:
-    """Live posts and nothing else; returns the 99th percentile, in ms."""
+def took(times_ms: list[tuple[int, int]]) -> list[int]:
+    """How long each took, in ms."""
+    return [arrived - posted for posted, arrived in times_ms]
+
+
+def run_alone(live: Live, arrivals: Arrivals, number: int, seconds: float) -> list[int]:
+    """Live posts and nothing else; returns how long each took, in ms."""
     run = f"live-alone-{number}"
-    p50, p99 = quantiles_ms(arrivals.await_posts(run, live.send(run, seconds)))
-    print(f"live alone {number}:                  p50 {p50:5.0f} ms, p99 {p99:5.0f} ms", flush=True)
-    return p99
+    arrivals.await_rest()
+    took_ms = took(arrivals.await_posts(run, live.send(run, seconds)))
+    print(f"live alone {number}:                  {quantiles(took_ms)}", flush=True)
+    return took_ms
 
 
-def run_beside(live: Live, arrivals: Arrivals, what: str, number: int, *, seconds: float, settings: Settings) -> float:
+def run_beside(
+    live: Live, arrivals: Arrivals, what: str, number: int, *, seconds: float, settings: Settings
+) -> list[int]:
     """Live posts beside a replay that was begun before them and outlasts them; as `run_alone`.
 
     Afterwards the replay goes on for as long alone, and is cancelled.
     """
     run, name = f"live-beside-{what}-{number}", f"{what}-{number}"
     source = f"old-{what}"
+    arrivals.await_rest()
     command = [sys.executable, "-m", "manyray", "replay", source, "--name", name, "--log-level", "warning"]
     command += ["--bootstrap-servers", settings.bootstrap_servers or "", "--set", f"data_dir={settings.data_dir}"]
     if what == MISSES:
@@ -152,7 +172,7 @@ def run_beside(live: Live, arrivals: Arrivals, what: str, number: int, *, second
         began_ms = clock.now_ms()
         count = live.send(run, seconds)
         ended_ms = clock.now_ms()
-        p50, p99 = quantiles_ms(arrivals.await_posts(run, count))
+        took_ms = took(arrivals.await_posts(run, count))
         clock.sleep_s(seconds)
         stopped_ms = clock.now_ms()
         change_job(settings, name, order="cancel")
@@ -161,11 +181,11 @@ def run_beside(live: Live, arrivals: Arrivals, what: str, number: int, *, second
     during = ((came_ms >= began_ms) & (came_ms < ended_ms)).sum() / (ended_ms - began_ms) * 1e3
     after = ((came_ms >= ended_ms) & (came_ms < stopped_ms)).sum() / (stopped_ms - ended_ms) * 1e3
     print(
-        f"live beside replayed {what} {number}: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms; "
+        f"live beside replayed {what} {number}: {quantiles(took_ms)}; "
         f"of the replay {during:,.0f} posts/s, and {after:,.0f} after the live ones ({told})",
         flush=True,
     )
-    return p99
+    return took_ms
 
 
 def prepare(settings: Settings, posts: Iterator[str], seconds: float, repeats: int) -> None:
@@ -192,7 +212,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side, in turn")
     arguments = parser.parse_args()
     print(describe())
-    ratios: dict[str, list[float]] = {MISSES: [], HITS: []}
+    runs: dict[str, list[list[int]]] = {ALONE: [], MISSES: [], HITS: []}
     with ExitStack() as held:
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="manyray-bench-"))
         settings = load_settings(data_dir=Path(folder), log_level="warning")
@@ -204,14 +224,18 @@ def main() -> None:
         prepare(settings, live.posts, arguments.seconds, arguments.repeats)
         arrivals.await_posts("warm", live.send("warm", WARM_S))
         for number in range(1, arguments.repeats + 1):
-            alone = run_alone(live, arrivals, number, arguments.seconds)
-            for what, found in ratios.items():
-                found.append(
-                    run_beside(live, arrivals, what, number, seconds=arguments.seconds, settings=settings) / alone
-                )
-    for what, found in ratios.items():
-        told = f"median of {len(found)} pairs {median(found):.1f}, from {min(found):.1f} to {max(found):.1f}"
-        print(f"live p99 beside replayed {what} / alone: {told}")
+            runs[ALONE].append(run_alone(live, arrivals, number, arguments.seconds))
+            for what in (MISSES, HITS):
+                took_ms = run_beside(live, arrivals, what, number, seconds=arguments.seconds, settings=settings)
+                runs[what].append(took_ms)
+    p99s = {what: [float(np.percentile(took_ms, 99)) for took_ms in found] for what, found in runs.items()}
+    of_all = {what: float(np.percentile([*chain(*found)], 99)) for what, found in runs.items()}
+    print(f"live alone, all runs: p99 {of_all[ALONE]:.0f} ms")
+    for what in (MISSES, HITS):
+        pairs = [beside / alone for beside, alone in zip(p99s[what], p99s[ALONE], strict=True)]
+        told = f"median of {len(pairs)} pairs {median(pairs):.1f}, from {min(pairs):.1f} to {max(pairs):.1f}"
+        of_runs = f"of all runs' posts {of_all[what]:.0f} ms, {of_all[what] / of_all[ALONE]:.2f}"
+        print(f"live p99 beside replayed {what} / alone: {told}; {of_runs}")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ class Live:
                 continue  # brokers come and go in a fault
             if message.topic() == self._embeddings:
                 embedding = Embedding.FromString(message.value() or b"")
+                if embedding.job:
+                    continue
                 source = (embedding.source_topic, embedding.source_partition)
                 origin = "computed" if embedding.origin == COMPUTED else "cached"
                 through = (origin, partition_of(embedding.fingerprint, self._partitions))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,7 @@ class Run:
         self.topics = Topics.of(settings, version_of(settings))
         self.pipeline = pipeline
         self.live = live
+        self.seed = seed
         self.random = np.random.default_rng(seed)
         self.notes: list[str] = []
         self.points = Path(os.environ[failpoints.VARIABLE])
@@ -352,11 +353,13 @@ def judge(fault: Fault, counts: Mapping[str, int], load: Load) -> list[str]:
     return problems
 
 
-def verify(servers: str, topics: Topics) -> dict[str, int]:
-    """The counts of `examples/verify.py`, which uses none of our modules, in a process of its own."""
-    program = [sys.executable, str(ROOT / "examples" / "verify.py"), servers, topics.embeddings]
+def verify(servers: str, topics: Topics, posts: Sequence[str] = (), job: str = "") -> dict[str, int]:
+    """The counts of `examples/verify.py`, which uses none of our modules, in a process of its own: of live posts, or of
+    those that a job has replayed.
+    """
+    program = [sys.executable, str(ROOT / "examples" / "verify.py"), servers, topics.embeddings, "--job", job]
     done = subprocess.run(
-        [*program, "--posts", *topics.all_posts, "--rejected", topics.rejected],
+        [*program, "--posts", *(posts or topics.all_posts), "--rejected", topics.rejected],
         check=False,
         capture_output=True,
         text=True,

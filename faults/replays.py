@@ -1,0 +1,84 @@
+"""Row 18: replays of posts that are known and of new ones, under what fails around them."""
+
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
+
+from bench.load import Load
+from faults.brokers import only_broker_killed
+from faults.fault import FAULTS, Strike, add
+from faults.run import FaultError, Run, verify
+from faults.state import disk_of_broker_full
+from streams import clients
+from streams.jobs import Jobs
+
+OLD, JOB = "old", "again"
+POSTS, RATE = 30_000, 1_500
+"""A replay of so many posts, so many a second, outlasts what fails meanwhile."""
+
+
+def _publish_old(run: Run) -> None:
+    """The first of the load's own posts once more, on a topic that no ingest reads."""
+    servers = {"bootstrap.servers": run.cluster.direct_servers, "log_level": 0}
+    (made,) = AdminClient(servers).create_topics([NewTopic(OLD, 4, 1)]).values()
+    made.result(30)
+    producer = Producer({**servers, "linger.ms": 50, "message.max.bytes": 64 * 2**20})
+    for value in islice(Load(run.seed).values(), POSTS):
+        clients.produce(producer, OLD, value)
+    if producer.flush(60):
+        raise FaultError(f"{OLD} was not published")
+
+
+@contextmanager
+def _replaying(run: Run) -> Generator[None]:
+    """A replay is under way in the block; what came of it is judged once it has ended by itself."""
+    _publish_old(run)
+    settings = run.settings
+    command = [sys.executable, "-m", "manyray", "replay", OLD, "--name", JOB, "--rate", f"{RATE}/s"]
+    command += ["--bootstrap-servers", settings.bootstrap_servers or "", "--set", f"data_dir={settings.data_dir}"]
+    with subprocess.Popen([*command, "--set", "model=hash"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as it:
+        try:
+            jobs = Jobs(settings)
+            run.wait_until(lambda: JOB in jobs.read() and jobs.read()[JOB][1].counts.posts, "the replay has begun")
+            yield
+            if it.poll() is not None:
+                raise FaultError("the replay was over before the fault was")
+            run.wait_until(lambda: it.poll() is not None, "the replay ends")
+        finally:
+            it.kill()
+            told = (it.stdout.read() if it.stdout else b"").decode()
+    if it.returncode:
+        raise FaultError(f"the replay ended with {it.returncode}: {told[-500:]}")
+
+
+def _judge(run: Run) -> None:
+    """Each of its posts came out once, by what lies in the topics."""
+    run.wait_until(lambda: not verify_job(run)["lost"], "all of the replay is out")
+    counts = verify_job(run)
+    wrong = {what: counts[what] for what in ("lost", "doubled", "contradicted", "strange") if counts[what]}
+    if wrong or not counts["posts"]:
+        raise FaultError(f"of the replay {wrong or counts}")
+    run.note(f"of the replay {counts['embedded']:,} embedded, {counts['rejected']:,} rejected")
+
+
+def verify_job(run: Run) -> dict[str, int]:
+    """`verify`, of the replay."""
+    return verify(run.cluster.direct_servers, run.topics, [OLD], JOB)
+
+
+def _beside_a_replay(strike: Strike, run: Run) -> None:
+    with _replaying(run):
+        strike(run)
+    _judge(run)
+
+
+for _strike in (disk_of_broker_full, only_broker_killed):
+    _fault = FAULTS[_strike.__name__.replace("_", "-")]
+    add(replace(_fault, name=f"replay-{_fault.name}", row=18, strike=partial(_beside_a_replay, _strike)))
