@@ -53,9 +53,9 @@ format: $(STAMP) ## rewrite the code in the project's format, and fix what lint 
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two files at a time, as tests of pipelines mostly wait; each of the two processes has a broker of its own.
+# Three files at a time, as tests of pipelines mostly wait; each of the three processes has a broker of its own.
 test: lint types ## everything: lint, types and all tests, those on real Kafka too
-	$(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --numprocesses 3 --durations 12 --dist loadfile --no-loadscope-reorder
 
 demo: $(STAMP) ## the whole pipeline on this machine, live, with a summary [POSTS=file]
 	@$(BIN)/manyray demo $(if $(POSTS),--posts '$(POSTS)')

@@ -26,10 +26,11 @@ POSTS, RATE = 30_000, 1_500
 
 def _publish_old(run: Run) -> None:
     """The first of the load's own posts once more, on a topic that no ingest reads."""
-    servers = {"bootstrap.servers": run.cluster.direct_servers, "log_level": 0}
-    (made,) = AdminClient(servers).create_topics([NewTopic(OLD, 4, 1)]).values()
+    servers = run.cluster.direct_servers
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})  # its end would be that of what it was asked for
+    (made,) = admin.create_topics([NewTopic(OLD, 4, 1)]).values()
     made.result(30)
-    producer = Producer({**servers, "linger.ms": 50, "message.max.bytes": 64 * 2**20})
+    producer = Producer({"bootstrap.servers": servers, "linger.ms": 50, "log_level": 0})
     for value in islice(Load(run.seed).values(), POSTS):
         clients.produce(producer, OLD, value)
     if producer.flush(60):
@@ -44,18 +45,25 @@ def _replaying(run: Run) -> Generator[None]:
     command = [sys.executable, "-m", "manyray", "replay", OLD, "--name", JOB, "--rate", f"{RATE}/s"]
     command += ["--bootstrap-servers", settings.bootstrap_servers or "", "--set", f"data_dir={settings.data_dir}"]
     with subprocess.Popen([*command, "--set", "model=hash"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as it:
+        strikes = False
         try:
             jobs = Jobs(settings)
-            run.wait_until(lambda: JOB in jobs.read() and jobs.read()[JOB][1].counts.posts, "the replay has begun")
-            yield
-            if it.poll() is not None:
-                raise FaultError("the replay was over before the fault was")
-            run.wait_until(lambda: it.poll() is not None, "the replay ends")
+            run.wait_until(lambda: it.poll() is not None or _is_begun(jobs), "the replay has begun")
+            if it.poll() is None:
+                yield
+                strikes = it.poll() is None
+                run.wait_until(lambda: it.poll() is not None, "the replay ends")
         finally:
             it.kill()
             told = (it.stdout.read() if it.stdout else b"").decode()
-    if it.returncode:
-        raise FaultError(f"the replay ended with {it.returncode}: {told[-500:]}")
+    if it.returncode or not strikes:
+        raise FaultError(f"the replay ended with {it.returncode}, struck: {strikes}; {told[-500:]}")
+
+
+def _is_begun(jobs: Jobs) -> bool:
+    """Whether some of the replay is committed."""
+    found = jobs.read()
+    return JOB in found and found[JOB][1].counts.posts > 0
 
 
 def _judge(run: Run) -> None:

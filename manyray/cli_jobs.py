@@ -1,6 +1,7 @@
 """`manyray replay` and `manyray jobs` as they are typed."""
 # ruff: noqa: PLC0415 - a command imports what it needs, so that --help is quick
 
+import math
 import os
 import sys
 from typing import Annotated, Literal
@@ -15,9 +16,21 @@ jobs_app = typer.Typer(help="The replays of a ray: list them, or change one.", n
 
 WIDTH_PIPED = 200  # columns; a pipe has no width of its own
 Format = Literal["lines", "jsonl", "csv", "tsv", "parquet"]  # as in manyray.reading, whose imports are not for --help
+RATE_MIN = 0.1
 NICENESS = 10
 """Of a process that replays: on a machine that has live posts to do too, those go first."""
 _JOB = typer.Argument(help="of the job")
+
+
+def parse_rate(text: str) -> float:
+    """Posts a second, as 500 or 500/s."""
+    try:
+        rate = float(str(text).removesuffix("/s"))
+    except ValueError:
+        rate = -1.0
+    if rate != 0 and not RATE_MIN <= rate < math.inf:
+        raise typer.BadParameter(f"{text} is none: posts a second are wanted, as 500 or 500/s, {RATE_MIN} at least")
+    return rate
 
 
 @with_settings
@@ -31,7 +44,7 @@ def replay(
     ] = "beginning",
     end: Annotated[str, typer.Option("--to", help="the same, or now: what is written later is not part of it")] = "now",
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="most posts a second; as many as live posts allow")
+        float | None, typer.Option(parser=parse_rate, metavar="N/s", help="most posts a second; as many as live allow")
     ] = None,
     share: Annotated[
         float | None,
@@ -54,7 +67,9 @@ def replay(
     """Send a range of a topic's posts, or files, through the pipeline after live ones; ended in any way, it goes on."""
     from manyray.replaying import Wanted, begin_replay, run_replay
 
-    what = Wanted(source, ray or settings.ray, start, end, rate, share, wanted, name, layout, id_field, text_field)
+    what = Wanted(
+        source, ray or settings.ray, start, end, rate or None, share, wanted, name, layout, id_field, text_field
+    )
     if dry_run:
         from rich.console import Console
 
@@ -112,7 +127,9 @@ def pause(settings: Settings, name: Annotated[str, _JOB]) -> None:
 def set_rate(
     settings: Settings,
     name: Annotated[str, _JOB],
-    rate: Annotated[float, typer.Argument(min=0, help="most posts a second; 0 for as many as live posts allow")],
+    rate: Annotated[
+        float, typer.Argument(parser=parse_rate, metavar="N/s", help="most posts a second; 0 for as many as live allow")
+    ],
 ) -> None:
     """Change how fast a replay may go, while it runs."""
     from manyray.job_orders import change_job

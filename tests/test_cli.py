@@ -79,6 +79,8 @@ def flags(settings: Settings) -> list[str]:
         (["injest"], "No such command 'injest'"),
         (["publish"], "Missing argument"),
         (["tail", "textray", "--from", "yesterday"], "--from"),
+        (["replay", "old", "--rate", "fast"], "fast is none: posts a second are wanted, as 500 or 500/s"),
+        (["jobs", "rate", "again", "-1/s"], "No such option: -1"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path):
@@ -121,6 +123,7 @@ def test_a_secret_is_never_shown(tmp_path: Path):
         ["rays", "list"],
         ["forget", "textray", "-"],
         ["delete", "a"],
+        ["replay", "old", "--rate", "500/s"],
     ],
 )
 def test_without_a_broker_the_remedy_is_named(command: list[str], tmp_path: Path):
