@@ -27,7 +27,7 @@ POSTS, RATE = 30_000, 1_500
 def _publish_old(run: Run) -> None:
     """The first of the load's own posts once more, on a topic that no ingest reads."""
     servers = run.cluster.direct_servers
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})  # its end would be that of what it was asked for
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})  # its end is that of what it was asked for
     (made,) = admin.create_topics([NewTopic(OLD, 4, 1)]).values()
     made.result(30)
     producer = Producer({"bootstrap.servers": servers, "linger.ms": 50, "log_level": 0})
