@@ -90,22 +90,24 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
     """Count; all from `lost` on have to be 0, and never_computed too if the topic has every embedding there ever was.
 
     A post is contradicted if it is both embedded and rejected, and strange if what was made of it is not of it. Only
-    what was made for `job` counts, if one is named; deletions are no posts of it.
+    what was made for `job` counts, if one is named, whoever computed it first; deletions are no posts.
     """
     _, ray, version = embeddings.split(".")
     sent: dict[Place, bytes | None] = {}
     for topic in posts:
         for message in records(servers, topic):
-            if not job or message.value() is not None:
-                sent[place_of(message)] = message.value()
+            sent[place_of(message)] = message.value()
     counts: Counter[Place] = Counter()
     fingerprints: set[bytes] = set()
     computed_once: set[bytes] = set()
+    own: set[bytes] = set()
     computed = strange = 0
     for message in records(servers, embeddings):
         if message.value() is None:  # a tombstone
             continue
         embedding = Embedding.FromString(message.value() or b"")
+        if embedding.origin == COMPUTED:
+            computed_once.add(embedding.fingerprint)
         if embedding.job != job:
             continue
         place = (embedding.source_topic, embedding.source_partition, embedding.source_offset)
@@ -114,7 +116,7 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
         fingerprints.add(embedding.fingerprint)
         if embedding.origin == COMPUTED:
             computed += 1
-            computed_once.add(embedding.fingerprint)
+            own.add(embedding.fingerprint)
         counts[place] += 1
     embedded = set(counts)
     turned_down: set[Place] = set()
@@ -136,7 +138,7 @@ def verify(servers: str, posts: list[str], embeddings: str, rejected: str, job: 
         "embedded": len(embedded),
         "rejected": len(turned_down),
         "computed": computed,
-        "recomputed": computed - len(computed_once),
+        "recomputed": computed - len(own),
         "lost": len(sent.keys() - counts.keys()),
         "doubled": sum(count > 1 for count in counts.values()),
         "contradicted": len(embedded & turned_down),

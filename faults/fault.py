@@ -45,6 +45,8 @@ class Fault:
     """Whether posts may come out more than once."""
     secured: bool = False
     """Whether the brokers ask the roles for a password, and for rights."""
+    replays: tuple[str, str] | None = None
+    """A topic that ingest does not read, and the job that replays all of it meanwhile."""
     silent_s: tuple[float, float] = (0.0, math.inf)
     """The least and the most that its output is silent: after less it did not strike, after more it took too long."""
 

@@ -139,7 +139,8 @@ def _lookups(settings: Settings, topics: Topics, partition: int) -> list[str]:
     try:
         for message in _records(settings, topics.lookups, partition):
             chunk = Chunk.FromString(message.value() or b"")
-            epochs.update((source.topic, source.partition, source.epoch_ms) for source in chunk.sources)
+            live = [source for source in chunk.sources if not source.job]  # jobs' lines end with them
+            epochs.update((source.topic, source.partition, source.epoch_ms) for source in live)
             progress = progress.after(chunk, message.offset() or 0, repeats=repeats)
     except Fatal as error:
         return [str(error)]

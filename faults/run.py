@@ -257,6 +257,10 @@ def run_fault(fault: Fault, seed: int, posts: int, wait_s: float = WAIT_S) -> Ve
             counts.update(verify(cluster.direct_servers, topics))
             problems += judge(fault, counts, load)
             problems += find_problems(direct, topics, load)
+            if fault.replays is not None:
+                told, wrong = judge_replay(cluster.direct_servers, topics, *fault.replays)
+                notes.append(told)
+                problems += wrong
     except Exception as error:  # the verdict is told all the same, and other faults are run
         problems.append(f"not carried through: {type(error).__name__}: {error}")
     return Verdict(
@@ -351,6 +355,19 @@ def judge(fault: Fault, counts: Mapping[str, int], load: Load) -> list[str]:
     if (counts["embedded"], counts["rejected"]) != (load.good, load.bad):
         problems.append(f"of {load.good} good and {load.bad} bad posts {dict(counts)} came out")
     return problems
+
+
+def judge_replay(servers: str, topics: Topics, source: str, job: str) -> tuple[str, list[str]]:
+    """What came of a replay of a whole topic, in words, and what is wrong with it, a line each."""
+    counts = verify(servers, topics, [source], job)
+    problems = [
+        f"of the replay {counts[what]} {what}"
+        for what in ("lost", "doubled", "contradicted", "strange")
+        if counts[what]
+    ]
+    if not counts["embedded"]:
+        problems.append("nothing came of the replay")
+    return f"of the replay {counts['embedded']:,} embedded, {counts['rejected']:,} rejected", problems
 
 
 def verify(servers: str, topics: Topics, posts: Sequence[str] = (), job: str = "") -> dict[str, int]:

@@ -111,9 +111,9 @@ class Client:
         `ray` is `textray@<version>`, or `textray` for the version that this name means: when another one is promoted,
         the subscription goes on in its embeddings where those of the one before end, and calls `on_switch` with both
         versions; each batch is of one, and says of which.
-        `start` says where a new group begins. A batch has at most `batch_posts` embeddings, and fewer if no more
-        arrive within `wait_s`. The iteration is endless, or ends when nothing arrived for `idle_s`. Only what was
-        consumed is committed: see `Subscription`.
+        `start` says where a new group begins. A batch has at most `batch_posts` embeddings, and fewer where a
+        partition ends or no more arrive within `wait_s`. The iteration is endless, or ends when nothing arrived for
+        `idle_s`. Only what was consumed is committed: see `Subscription`.
 
         Raises:
             Fatal: there is no such ray, or no such version of it.

@@ -103,7 +103,7 @@ def test_publish_refuses_a_topic_that_is_missing(client: Client):
 def test_a_batch_is_a_matrix_with_ids(client: Client):
     """Row i of `vectors` belongs to ids[i] and embeddings[i]; a tombstone is told by its key."""
     write(client.settings, embedding(0), embedding(1), None, embedding(3))
-    with client.subscribe(client.settings.ray, "g", batch_posts=4, wait_s=IDLE_S) as subscription:
+    with client.subscribe(client.settings.ray, "g", batch_posts=100, wait_s=IDLE_S) as subscription:
         batch = next(subscription)
     assert batch.ids == [one.post_id for one in batch.embeddings] == ["p0", "p1", "p3"]
     assert batch.vectors.dtype == np.float32
