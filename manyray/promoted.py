@@ -177,12 +177,14 @@ class PromotedSubscription(Subscription):
         """To where the epoch begins, in partitions that were read past the end of an earlier one of its version, also
         of a topic that was left and is not given back yet.
         """
-        own = [TopicPartition(*place) for place in self._reached if place[0] == self._epoch.topic]
-        if not own:
+        if self._epoch.topic not in {epoch.topic for epoch in self._epochs[: self._at]}:
             return
+        own = [place for place in self._reached if place[0] == self._epoch.topic]
+        self._reached.update({place: self._epoch.starts.get(place[1], 0) for place in own})
+        places = [TopicPartition(*place, self._reached[place]) for place in own]
         try:
-            self._consumer.incremental_unassign(own)
-            self._assigned(self._consumer, own)
+            self._consumer.incremental_unassign(places)
+            self._consumer.incremental_assign(places)
         except KafkaException as error:
             raise Retry(f"going back: {error.args[0].str()}") from None
 
@@ -203,7 +205,7 @@ class PromotedSubscription(Subscription):
         for one in committed:
             place = (one.topic, one.partition)
             at = one.offset
-            if committed is not partitions:
+            if committed is not partitions and one.error is None:
                 at = OFFSET_END if at < 0 and self._begins_at_end else self._start_of(place, max(at, 0))
                 if one.offset < 0:
                     self._uncommitted.add(place)

@@ -126,13 +126,18 @@ def test_a_batch_whose_body_raises_comes_again(client: Client):
     """What was consumed before is committed; the batch at hand is not, and nothing after it."""
     write(client.settings, *(embedding(number) for number in range(6)))
 
+    failed: list[str] = []
+
     def fail_at_second(ids: list[str]) -> None:
         if "p2" in ids:
+            failed.extend(ids)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         ids_of(client, "g", fail_at_second)
-    assert ids_of(client, "g") == ["p2", "p3", "p4", "p5"]
+    first = int(failed[0][1:])  # ends of other partitions take places in a batch
+    assert first > 0
+    assert ids_of(client, "g") == [f"p{number}" for number in range(first, 6)]
     assert ids_of(client, "g") == []
 
 
