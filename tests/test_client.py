@@ -112,10 +112,15 @@ def test_a_batch_is_a_matrix_with_ids(client: Client):
     assert batch.deleted_ids == ["p2"]
 
 
+def versioned(client: Client) -> str:
+    """The ray's version by its name, of which a batch is full if there is enough: no end of a partition is in it."""
+    return f"{client.settings.ray}@{version_of(client.settings)}"
+
+
 def ids_of(client: Client, group: str, use: Callable[[list[str]], None] = lambda _: None) -> list[str]:
     """The ids that a group gets until nothing more comes, two at a time."""
     ids: list[str] = []
-    with client.subscribe(client.settings.ray, group, batch_posts=2, idle_s=IDLE_S) as subscription:
+    with client.subscribe(versioned(client), group, batch_posts=2, idle_s=IDLE_S) as subscription:
         for batch in subscription:
             ids += batch.ids
             use(batch.ids)
@@ -158,7 +163,7 @@ def test_a_loop_without_a_with_block_commits_no_batch_at_hand(client: Client):
 def test_leaving_a_with_block_commits_the_batch_at_hand(client: Client):
     """A loop that breaks off has consumed what it was given."""
     write(client.settings, *(embedding(number) for number in range(4)))
-    with client.subscribe(client.settings.ray, "g", batch_posts=2) as subscription:
+    with client.subscribe(versioned(client), "g", batch_posts=2) as subscription:
         for batch in subscription:
             assert batch.ids == ["p0", "p1"]
             break
@@ -172,7 +177,7 @@ def test_a_record_that_is_no_embedding_is_named(client: Client, value: bytes):
     """The error says where it lies, so that a person can look at it or go past it."""
     write(client.settings, embedding(0), value)
     with (
-        client.subscribe(client.settings.ray, "g", batch_posts=2, wait_s=IDLE_S) as subscription,
+        client.subscribe(versioned(client), "g", batch_posts=2, wait_s=IDLE_S) as subscription,
         pytest.raises(Fatal, match=r"/0 offset 1 is not an Embedding"),
     ):
         list(subscription)
@@ -181,11 +186,11 @@ def test_a_record_that_is_no_embedding_is_named(client: Client, value: bytes):
 def test_a_record_that_is_no_embedding_passes_over_nothing(client: Client):
     """It ends the subscription, also for who goes on: what came in the same batch comes to the next."""
     write(client.settings, embedding(0), b"\xff\xff", embedding(2), embedding(3))
-    with client.subscribe(client.settings.ray, "g", batch_posts=3, wait_s=IDLE_S, idle_s=IDLE_S) as subscription:
+    with client.subscribe(versioned(client), "g", batch_posts=3, wait_s=IDLE_S, idle_s=IDLE_S) as subscription:
         with pytest.raises(Fatal):
             next(subscription)
         assert list(subscription) == []
-    with client.subscribe(client.settings.ray, "g", batch_posts=1, wait_s=IDLE_S) as subscription:
+    with client.subscribe(versioned(client), "g", batch_posts=1, wait_s=IDLE_S) as subscription:
         assert next(subscription).ids == ["p0"]
 
 
