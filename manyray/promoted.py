@@ -140,7 +140,8 @@ class PromotedSubscription(Subscription):
         for topic in by_topic.keys() | done.keys():
             offsets: dict[Place, int] = {}
             batch = read_batch(by_topic.get(topic, []), offsets, of_bare_name=True)
-            offsets.update(done.get(topic, {}))
+            for place, offset in done.get(topic, {}).items():  # also where records lie behind what ended
+                offsets[place] = max(offset, offsets.get(place, 0))
             if batch is not None:
                 self._read_ahead.append((batch, offsets))
             else:

@@ -1,6 +1,7 @@
 """The client on a real broker: what it publishes, what it commits, which ray it reads."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from schemas.public_pb2 import CACHED, FLOAT32, Embedding
 from streams import clients, clock
 from streams.broker import Broker
 from streams.control import create_ray
+from streams.readers import find_readers
 from streams.settings import Settings, load_settings
 from streams.topics import Topics, create_topics
 from streams.version import version_of
+from tests.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -125,6 +128,20 @@ def ids_of(client: Client, group: str, use: Callable[[list[str]], None] = lambda
             ids += batch.ids
             use(batch.ids)
     return ids
+
+
+def test_what_lies_behind_an_end_does_not_come_again(client: Client):
+    """An end of a partition, and records that were written since, in one batch: the group goes on behind these."""
+    topic = Topics.of(client.settings, version_of(client.settings)).embeddings
+    with ThreadPoolExecutor(1) as pool, client.subscribe(client.settings.ray, "g", wait_s=3.0) as subscription:
+        first = pool.submit(next, subscription)
+        wait_until(
+            lambda: sum(reader.members for reader in find_readers(client.settings, topic) if reader.group == "g"),
+            "it is at the end",
+        )
+        write(client.settings, embedding(0), embedding(1))
+        assert first.result(WAIT_S).ids == ["p0", "p1"]
+    assert ids_of(client, "g") == []
 
 
 def test_a_batch_whose_body_raises_comes_again(client: Client):
