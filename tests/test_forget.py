@@ -20,6 +20,7 @@ from schemas.public_pb2 import COMPUTED, Embedding
 from streams import failpoints
 from streams.learned import Learned
 from streams.probe import count_hits
+from streams.rewriting import scan
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.up import Pipeline
@@ -143,6 +144,27 @@ def test_who_is_killed_forgets_it_the_next_time(
     assert not in_records(settings, version, fingerprints)
     assert len(vectors_of(settings, version).vectors) == CONTENTS
     assert {hash_in(version, each.hex()) for each in fingerprints} == hashes
+
+
+def test_what_was_forgotten_before_is_told_still(settings: Settings, known: Settings, hashes: set[bytes]) -> None:
+    """Records that tell of it are deleted with others; a table that was away since before learns it from the copy."""
+    version = version_of(settings)
+    topics = Topics.of(settings, version)
+    assert forget(settings, hashes, threading.Event())
+    later = hashes_of(settings, [Post("", f"later {number}") for number in range(40)])  # in each partition
+    with Client(settings) as client:
+        client.publish([(f"later{number}", f"later {number}") for number in range(40)])
+    wait_until(lambda: len(vectors_of(settings, version).vectors) == CONTENTS + 40, "they are learned")
+    begins = begins_of(settings, topics)
+    assert forget(settings, later, threading.Event())
+    assert all(after > before for before, after in zip(begins, begins_of(settings, topics), strict=True))
+    told = vectors_of(settings, version).forgotten
+    assert {fingerprints_in(version)(each) for each in hashes} <= told
+
+
+def begins_of(settings: Settings, topics: Topics) -> list[int]:
+    """The first offset of each partition of `vectors`."""
+    return [scan(settings, topics, partition, set()).low for partition in range(settings.partitions)]
 
 
 def test_what_cannot_be_forgotten_is_refused(settings: Settings, topics: Topics, tmp_path: Path) -> None:
