@@ -20,6 +20,7 @@ MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 """Of one record before compression: only a rejected post comes near."""
 
 IDLE_MS = 5_000
+RECONNECT_MS_MAX = 1_000
 WATERMARKS_TIMEOUT_S = 30.0
 _AWAIT_PAUSE_S = 0.5
 _FULL_WAIT_S = 0.05
@@ -232,6 +233,9 @@ def producer(
         # Sending offsets to a coordinator that is gone waits for any connection to change, whatever its time-out: so
         # one that has nothing to do is to be closed (librdkafka #5456, #5511).
         properties.setdefault("connections.max.idle.ms", IDLE_MS)
+        # The coordinator's is opened again at once, but not sooner after the opening before than a time that doubles
+        # up to this: by default 10 s, which is longer than it lasts, so the first post after a quiet minute would wait.
+        properties.setdefault("reconnect.backoff.max.ms", RECONNECT_MS_MAX)
     if on_failed is not None:
         properties["on_delivery"] = on_failed  # of failures only, as set above
     return _made(Producer, properties)

@@ -1,5 +1,6 @@
 """Laws of the transactional producer and of the checkpoint, on a real broker."""
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -190,6 +191,25 @@ def _murmur2(data: bytes) -> int:
     state ^= state >> 13
     state = state * mixer & mask
     return state ^ state >> 15
+
+
+def test_a_quiet_producer_is_connected_again_at_once(settings, transactional_id, caplog):
+    """A connection that is closed for having nothing to do is opened again at once, the fifth time as the first: the
+    first post after a quiet minute does not wait for it.
+    """
+    longer_waits = {"debug": "broker", "reconnect.backoff.ms": "1000"}  # each is double the one before, up to the most
+    with caplog.at_level(logging.DEBUG, "manyray.kafka"):
+        producer = opened(settings.model_copy(update={"kafka": longer_waits}), transactional_id)
+
+        def said(what: str) -> int:
+            return sum(what in text for text in caplog.messages if "TxnCoordinator" in text)
+
+        def poll() -> object:
+            return producer._opened.poll(0.05)  # brings its log here
+
+        wait_until(lambda: said("max idle time exceeded") >= 5, "it has closed its connection five times", poll)
+        assert said("Delaying next reconnect") == 0
+        producer.close()
 
 
 def test_offsets_are_committed_with_the_records(settings, topic, transactional_id):
