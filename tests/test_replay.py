@@ -128,8 +128,10 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(
     assert read_rejected(into(settings, old)).total() == 6
 
 
-def test_a_second_process_takes_a_job_over(settings: Settings, pipeline: Pipeline, old: str) -> None:
-    """The first one says so, and stops; between them everything comes out once."""
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_a_second_process_takes_a_job_over(settings: Settings, pipeline: Pipeline, old: str, delivery: str) -> None:
+    """The first one says so, and stops; between them everything comes out once, also where no broker fences it."""
+    settings = settings.model_copy(update={"delivery": delivery})
     job = begin(settings, old, "twice", rate=1_000.0)
     with replaying(settings, job) as first:
         first.recover()
