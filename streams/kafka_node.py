@@ -161,20 +161,16 @@ def start_server(
 
 
 def wait_until_ready(servers: Sequence[Server], log: Callable[[str], None] = lambda _: None) -> None:
-    """Return when a client sees every server of the cluster; `log` is told of a start that takes long.
+    """Return when every server shows clients the whole cluster; `log` is told of a start that takes long.
+
+    Each is asked: a client that hears of all servers by one, and of fewer by another that is behind, drops those it
+    does not hear of, and fails what it asked of them.
 
     Raises `Fatal`, with the last lines of the log, if one ends or if it takes more than `READY_S_MAX` seconds.
     """
-    admin = AdminClient(
-        {
-            "bootstrap.servers": ",".join(server.node.address for server in servers),
-            "reconnect.backoff.ms": 20,
-            "reconnect.backoff.max.ms": 100,
-            "log_level": 0,  # that nobody listens yet is no news
-        }
-    )
     began_s = monotonic_s()
     is_told = False
+    waiting = list(servers)
     while (now_s := monotonic_s()) < began_s + READY_S_MAX:
         if now_s > began_s + SLOW_S and not is_told:
             is_told = True
@@ -182,13 +178,11 @@ def wait_until_ready(servers: Sequence[Server], log: Callable[[str], None] = lam
         for server in servers:
             if not server.process.alive():
                 raise why_ended(server)
-        try:
-            if len(admin.list_topics(timeout=_PROBE_S).brokers) == len(servers):
-                return
-        except KafkaException:
-            pass  # not yet
+        waiting = [server for server in waiting if _brokers_shown(server.node) < len(servers)]
+        if not waiting:
+            return
         sleep_s(_PAUSE_S)
-    raise Fatal(f"Kafka is not ready after {READY_S_MAX:.0f} s: {last_lines(servers[0].folder)}")
+    raise Fatal(f"Kafka is not ready after {READY_S_MAX:.0f} s: {last_lines(waiting[0].folder)}")
 
 
 def why_ended(server: Server) -> Fatal:
@@ -209,6 +203,16 @@ def last_lines(folder: Path, count: int = 4) -> str:
         if said := [line.strip() for line in lines if line.strip() and not line.startswith("\t")]:
             return f"{' | '.join(said[-count:])} ({path})"
     return f"it said nothing ({folder / 'console.log'})"
+
+
+def _brokers_shown(node: Node) -> int:
+    """How many brokers a server shows to a client that knows no other yet; 0 while it does not answer."""
+    settings = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
+    admin = AdminClient({"bootstrap.servers": node.address, "log_level": 0, **settings})  # no news: it is starting
+    try:
+        return len(admin.list_topics(timeout=_PROBE_S).brokers)
+    except KafkaException:
+        return 0
 
 
 def _java(folder: Path, class_path: str, main: Sequence[str], options: Sequence[str]) -> JavaProcess:

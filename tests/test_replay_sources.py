@@ -80,6 +80,26 @@ def test_a_compacted_topic_gives_what_it_holds(settings: Settings, pipeline: Pip
     assert f"{done.counts.tombstones} tombstones passed on" in summary(job, done)
 
 
+def test_a_range_may_end_in_what_is_no_record(settings: Settings, pipeline: Pipeline, topic: str) -> None:
+    """The marker of a transaction at the end of a range is read past, and what came after it is no part of it."""
+    producer = clients.producer(settings, topic)
+    producer.init_transactions(30)
+
+    def write(name: str) -> None:
+        producer.begin_transaction()
+        for number in range(20):
+            producer.produce(topic, post(f"{name}{number}", f"{name} {number}"), partition=0)
+        producer.commit_transaction(30)
+
+    write("old")
+    job = begin(settings, topic, "marked")
+    assert job.offsets == 21
+    write("late")
+    done = run(settings, job)
+    assert (done.counts.posts, done.counts.gone) == (20, 0)
+    assert embedded(settings, job.name) == Counter(f"old{number}" for number in range(20))
+
+
 def test_formats_may_be_mixed_and_a_filter_sees_both(settings: Settings, pipeline: Pipeline, topic: str) -> None:
     """JSON and Protobuf of one topic come out; a filter is asked about posts alone, so what is none is rejected."""
     values = [json.dumps({"id": f"j{number}", "text": "t", "lang": "de"}).encode() for number in range(10)]
